@@ -1,0 +1,9 @@
+"""Backprop you can read, at the speed of the machine."""
+
+from bpaccel.backends import BackendError, backend, backends
+from bpaccel.data import one_hot
+from bpaccel.network import Network
+from bpaccel.storage import ModelFileError
+from bpaccel.training import DivergenceError, History
+
+__all__ = ["BackendError", "DivergenceError", "History", "ModelFileError", "Network", "backend", "backends", "one_hot"]

@@ -1,0 +1,309 @@
+"""Engines: how the updates of a batch are computed.
+
+An engine computes exactly what `bpaccel.core` says, its own way: all rows at once, block by block, compiled. It gets
+an `Objective` (what to compute) and `Rows` (of what), and must only write `Engine.block`. Adding an engine is one
+file and one row of `ENGINES`.
+"""
+
+import contextlib
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from bpaccel.activations import Activation
+from bpaccel.backends import namespace
+from bpaccel.losses import Loss
+
+Array = Any
+
+
+class Sums(NamedTuple):
+    """Sums over some rows.
+
+    Attributes
+    ----------
+    updates : list of arrays
+        One of each weight matrix's shape: minus the gradient of the loss.
+    totals : array of shape (3,)
+        Weight of the rows, their loss, and their ``|y - output|`` (the mean over outputs): each weighted.
+    """
+
+    updates: list
+    totals: Array
+
+
+class Batches(NamedTuple):
+    """The rows of some steps: step ``j`` takes rows ``order[starts[j]:stops[j]]``, or just ``starts[j]:stops[j]``.
+
+    Attributes
+    ----------
+    order : numpy.ndarray of int64, shape (N,), or None
+    starts, stops : sequence of int
+    """
+
+    order: Any
+    starts: Any
+    stops: Any
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: the network's shape, its loss, and how the rows' losses become one number.
+
+    Attributes
+    ----------
+    layer_sizes : tuple of int
+    activations : tuple of Activation
+        One for each weight matrix.
+    loss : Loss
+    bias : bool
+        Whether the last row of each matrix belongs to an input that is always 1.
+    reduction : {"mean", "sum"}
+        ``"sum"``: loss + penalty, the tutorial's; ``"mean"``: that, divided by the sum of the sample weights.
+    l1, l2 : float
+        The penalty ``l1 * sum |W| + l2 / 2 * sum W ** 2``, of the weights without the bias.
+    clip : float or None
+        The greatest length (L2 norm over all matrices together) that an update may have.
+    """
+
+    layer_sizes: tuple
+    activations: tuple[Activation, ...]
+    loss: Loss
+    bias: bool = False
+    reduction: str = "mean"
+    l1: float = 0.0
+    l2: float = 0.0
+    clip: float | None = None
+
+    def finish(self, weights, sums):
+        """The updates of a step, reduced, penalised and clipped, and the penalty (a 0-D array, not yet reduced)."""
+        xp = namespace(sums.totals)
+        updates, penalty = sums.updates, 0.0 * sums.totals[0]
+        if self.l1 or self.l2:
+            penalised = []
+            for W, u in zip(weights, updates):
+                W = xp.astype(W, u.dtype)
+                if self.bias:  # the bias shifts, it does not bend: it is not penalised
+                    W = xp.concat([W[:-1, :], xp.zeros_like(W[-1:, :])], axis=0)
+                penalised.append(u - self.l2 * W - self.l1 * xp.sign(W))
+                penalty = penalty + self.l1 * xp.sum(xp.abs(W)) + 0.5 * self.l2 * xp.sum(W * W)
+            updates = penalised
+        if self.reduction == "mean":
+            weight = sums.totals[0]
+            weight = xp.where(weight > 0, weight, 1.0)  # a mini-batch of rows that count nothing asks for nothing
+            updates = [u / weight for u in updates]
+        if self.clip is not None:
+            squares = 0.0
+            for u in updates:
+                squares = squares + xp.sum(u * u)
+            length = xp.sqrt(squares)
+            scale = xp.where(length > self.clip, self.clip / xp.where(length > 0, length, 1.0), 1.0)
+            updates = [u * scale for u in updates]
+        return [xp.astype(u, W.dtype) for W, u in zip(weights, updates)], penalty
+
+    def value(self, totals):
+        """The objective of each row of an array of totals (k, 4): weight, loss, |error|, penalty."""
+        divisor = totals[..., 0] if self.reduction == "mean" else 1.0
+        return (totals[..., 1] + totals[..., 3]) / divisor
+
+
+def widened(sums, backend):
+    """The same sums in float64, where the device has it: float32 would lose small blocks beside large sums."""
+    wide = getattr(backend.xp, backend.widest)
+    return Sums([backend.xp.astype(u, wide) for u in sums.updates], backend.xp.astype(sums.totals, wide))
+
+
+def fold(sums, more):
+    """Two sums added, in the dtype of the first."""
+    xp = namespace(sums.totals)
+    updates = [a + xp.astype(b, a.dtype) for a, b in zip(sums.updates, more.updates)]
+    return Sums(updates, sums.totals + xp.astype(more.totals, sums.totals.dtype))
+
+
+class Engine(ABC):
+    """The contract of all engines: of one objective, some rows and a number of threads.
+
+    A new engine must only write `block`; `sums` and `run` may be overridden by engines that do more at once.
+
+    Attributes
+    ----------
+    name : str
+    same_bits : bool
+        Whether the same bytes come out for any threads, chunks and partitions of the rows.
+    threaded : bool
+        Whether `block` may be called from several Python threads at once, and gains by it.
+    block_rows : int
+        The rows of a block, fixed by objective and dtype alone.
+    """
+
+    name = ""
+    same_bits = False
+    threaded = False
+
+    def __init__(self, objective, rows, threads=None):
+        self.objective, self.rows = objective, rows
+        self.threads = thread_count(threads) if self.threaded else 1
+        self.block_rows = self.rows_of_a_block(objective, rows)
+        self._pool = None
+
+    @classmethod
+    def refuses(cls, objective, rows, solver):
+        """Why this engine cannot do it, with the remedy; None if it can."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def rows_of_a_block(cls, objective, rows):
+        """The rows of a block."""
+
+    @abstractmethod
+    def block(self, weights, X, y, w):
+        """The `Sums` of one block.
+
+        Parameters
+        ----------
+        weights : list of arrays of shape (I, O) or (I + 1, O)
+        X : array of shape (n, I)
+        y : array of shape (n, O)
+        w : array of shape (n,) or None
+        """
+
+    def sums(self, weights, order, start, stop):
+        """The `Sums` of rows ``order[start:stop]``: those of its blocks, added in their order.
+
+        Blocks start at multiples of `block_rows` from ``start``. One block alone keeps the dtype of the rows.
+        """
+
+        def one(first):
+            return self.block(weights, *self.rows.read(first, min(first + self.block_rows, stop), order))
+
+        firsts = range(start, stop, self.block_rows)
+        parts = map(one, firsts) if self.threads == 1 or len(firsts) == 1 else self._in_order(one, firsts)
+        total = next(parts)
+        if len(firsts) > 1:
+            total = widened(total, self.rows.backend)
+        for part in parts:
+            total = fold(total, part)
+        return total
+
+    def _in_order(self, function, items):
+        """Results in the order of the items, from all threads, with few of them waiting in memory."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="bpaccel")
+        waiting = deque()
+        for item in items:
+            waiting.append(self._pool.submit(function, item))
+            if len(waiting) > 2 * self.threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def run(self, weights, solver, state, batches, rates, step):
+        """Take a step for each of ``rates``, the first of them numbered ``step``.
+
+        Returns
+        -------
+        weights, state
+            After the last step.
+        totals : array of shape (k, 4)
+            Of each step *before* its update: weight, loss, |error| and penalty. On the device, not waited for.
+        """
+        rows = []
+        with self.held():
+            for j, rate in enumerate(rates):
+                sums = self.sums(weights, batches.order, batches.starts[j], batches.stops[j])
+                updates, penalty = self.objective.finish(weights, sums)
+                weights, state = solver.step(weights, updates, state, rate, step + j)
+                rows.append((sums.totals, penalty))
+        xp = namespace(rows[0][0])
+        totals = xp.stack([totals for totals, _ in rows])
+        penalties = xp.stack([penalty for _, penalty in rows])
+        return weights, state, xp.concat([totals, penalties[:, None]], axis=1)
+
+    def held(self):
+        """A context for the time of a run: what must hold while steps are taken."""
+        return contextlib.nullcontext()
+
+    def close(self):
+        """Give the threads back."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+# Each row is where an engine lives: a module is imported when its engine is asked for.
+ENGINES = {"array": "bpaccel.engines.blocked:Array", "blocked": "bpaccel.engines.blocked:Blocked"}
+
+
+def find(name):
+    """The engine class of a name; a class of your own is returned as it is."""
+    if isinstance(name, type) and issubclass(name, Engine):
+        return name
+    if name not in ENGINES:
+        raise ValueError(f"`engine` must be auto, one of {', '.join(ENGINES)}, or a subclass of Engine; got {name!r}.")
+    module, _, attribute = ENGINES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def choose(name, objective, rows, solver, batch_rows, threads=None):
+    """An engine for the work, and why this one.
+
+    Parameters
+    ----------
+    name : str or type
+        ``"auto"``, a name of `ENGINES`, or a subclass of `Engine`.
+    objective : Objective
+    rows : Rows
+    solver : Solver
+    batch_rows : int
+        Rows of a step.
+    threads : int, optional
+
+    Returns
+    -------
+    engine : Engine
+    reason : str
+
+    Raises
+    ------
+    ValueError
+        If the engine does not exist, or refuses the work.
+    """
+    if name == "auto":
+        name, reason = _automatic(objective, rows, batch_rows)
+    else:
+        reason = "asked for"
+    kind = find(name)
+    if refusal := kind.refuses(objective, rows, solver):
+        raise ValueError(f"engine {kind.name!r} cannot do this: {refusal}")
+    return kind(objective, rows, threads), reason
+
+
+# Looks at the work alone, never at clocks or caches: the second run of a script gives the bits of the first.
+def _automatic(objective, rows, batch_rows):
+    block = find("blocked").rows_of_a_block(objective, rows)
+    if batch_rows <= block and rows.arrays is not None:
+        return "array", f"a step's {batch_rows:,} rows fit one block of {block:,}"
+    if rows.arrays is None:
+        return "blocked", "the rows are not all in memory on this backend, and are read block by block"
+    if rows.backend.library.name == "numpy":
+        return "blocked", f"a step's {batch_rows:,} rows are more than one block of {block:,}, which stays in the cache"
+    return "array", f"{rows.backend.library.name} computes {batch_rows:,} rows best in whole passes"
+
+
+def thread_count(threads=None):
+    """How many threads to use: the argument, else the processors this process may run on, or fewer if
+    ``NUMBA_NUM_THREADS`` or ``OMP_NUM_THREADS`` says so (joblib sets them)."""
+    if threads is not None:
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise ValueError(f"`threads` must be a whole number of at least 1, or None for all; got {threads!r}.")
+        return threads
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for variable in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(variable, "").isdigit():
+            count = min(count, max(1, int(os.environ[variable])))
+    return count

@@ -1,0 +1,404 @@
+"""Network: layer sizes, weights, and the few verbs that one wants of them."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+
+from bpaccel import activations as _activations
+from bpaccel import core, losses, solvers, storage, training
+from bpaccel.backends import backend as _backend_of_name
+from bpaccel.backends import backend_of, resolve
+from bpaccel.data import Rows, check_targets, float_dtype, matrix, numbers, targets
+from bpaccel.engines import Objective, choose
+
+PREDICT_ROWS = 2**16  # rows that predict feeds forward at once, so that its memory is bounded
+
+
+class Network:
+    """A fully connected network, trained by backpropagation on whatever arrays it is given.
+
+    Parameters
+    ----------
+    layer_sizes : sequence of int
+        Units of each layer, inputs first: ``[3, 4, 1]``.
+    activation : str or sequence of str
+        One for all layers, or one for each weight matrix.
+    loss : str or pair of callables
+        A name of `bpaccel.losses`, or your own ``(value, derivative)``.
+    bias : bool
+        Whether each layer has a bias. The tutorial's networks have none: a column of ones in X serves.
+    init : {"uniform", "glorot", "glorot_sigmoid", "he"}
+        How the weights are drawn; see `bpaccel.core.init_weights`.
+    seed : int, numpy.random.RandomState or None
+        The same seed gives the same weights on every backend.
+    dtype : {"float32", "float64"}, optional
+        What to compute in. By default what the X of the first `train` is in; integers take the widest of the device.
+    backend : str, optional
+        Where to compute, ``library[:device]``; by default where X lives. With a name, X is moved there, and results
+        come back to where X lives.
+
+    Attributes
+    ----------
+    weights : list of arrays
+        One of shape (I, O) for each pair of layers; with a bias (I + 1, O), the last row being the bias.
+    """
+
+    def __init__(self, layer_sizes, *, activation="sigmoid", loss="squared_error", bias=False, init="uniform",
+                 seed=None, dtype=None, backend=None):  # fmt: skip
+        self.layer_sizes = _sizes(layer_sizes)
+        pairs = len(self.layer_sizes) - 1
+        names = [activation] * pairs if isinstance(activation, (str, _activations.Activation)) else list(activation)
+        if len(names) != pairs:
+            raise ValueError(f"`activation` must be one name, or one for each of the {pairs} weight matrices; got {names}.")
+        self.activations = tuple(map(_activations.get, names))
+        for f in self.activations[:-1]:
+            if f.slope is None:
+                raise ValueError(f"`activation` {f.name!r} can only stand at the output; got {names}.")
+        self.loss_function = losses.get(loss, self.activations[-1].name)
+        self.bias = bool(bias)
+        if init not in core.INITS:
+            raise ValueError(f"`init` must be one of {', '.join(core.INITS)}; got {init!r}.")
+        if dtype is not None and dtype not in ("float32", "float64"):
+            raise ValueError(f"`dtype` must be 'float32', 'float64' or None; got {dtype!r}.")
+        self.dtype = dtype
+        self._backend = None
+        self._weights = core.init_weights(self.layer_sizes, init, seed, self.bias)
+        if dtype is not None:
+            self._weights = [W.astype(dtype) for W in self._weights]
+        if backend is not None:
+            self.to(backend)
+
+    @property
+    def backend(self):
+        """The name of the backend that this network was told to compute on; None if it follows X."""
+        return None if self._backend is None else self._backend.name
+
+    @property
+    def weights(self):
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights):
+        shapes = [(i + self.bias, o) for i, o in pairwise(self.layer_sizes)]
+        got = [tuple(W.shape) for W in weights]
+        if got != shapes:
+            raise ValueError(f"`weights` must be arrays of shapes {shapes}; got {got}.")
+        self._weights = list(weights)
+
+    def to(self, backend):
+        """Compute on a backend from now on (None: where X lives), and bring the weights there.
+
+        Returns
+        -------
+        Network
+            This one.
+        """
+        if backend is None:
+            self._backend = None
+            return self
+        target = _backend_of_name(backend)
+        if self.dtype is not None:
+            target.check_dtype(self.dtype)
+        dtype = self.dtype or (None if "float64" in target.floats else target.widest)
+        self._weights = [target.asarray(W, dtype) for W in self._weights]
+        self._backend = target
+        return self
+
+    def train(self, X, y, *, steps=None, epochs=None, learning_rate=1.0, reduction="mean", solver="gradient_descent",
+              batch_size=None, shuffle=True, seed=None, sample_weight=None, l1=0.0, l2=0.0, clip=None, engine="auto",
+              threads=None, record_every=None, callbacks=(), resume=None, progress=False):  # fmt: skip
+        """Change the weights, step by step, so that `predict` comes nearer to ``y``.
+
+        Parameters
+        ----------
+        X : array of shape (N, I)
+            Of any array library, a list or a DataFrame of numbers.
+        y : array of shape (N, O), or (N,) for one output
+            Class labels are to be one-hot: see `bpaccel.one_hot`.
+        steps, epochs : int
+            How many updates, or how many times over all rows; exactly one of them.
+        learning_rate : float
+        reduction : {"mean", "sum"}
+            Whether a step follows the mean over its rows, or the sum, as the tutorial does.
+        solver : str or Solver
+            gradient_descent, momentum, nesterov, adam or lbfgs; or an instance with your hyperparameters.
+        batch_size : int, optional
+            Rows of a step; by default all.
+        shuffle : bool
+            Whether mini-batches take the rows in a new order every epoch.
+        seed : int, optional
+            Of the order of rows.
+        sample_weight : array of shape (N,), optional
+            How much each row counts.
+        l1, l2 : float
+            The penalty ``l1 * sum |W| + l2 / 2 * sum W ** 2`` on the weights without the bias, added to the summed
+            loss; with ``reduction="mean"`` it is divided by the weight of the rows too, as in scikit-learn.
+        clip : float, optional
+            The greatest length of an update, over all matrices together.
+        engine : str
+            How to compute; "auto" chooses, and `History.reason` says why.
+        threads : int, optional
+            By default, as many as there are processors for this process.
+        record_every : int, optional
+            Steps between rows of the history; by default there are about 100 rows.
+        callbacks : sequence of callable
+            Each is called with a `bpaccel.training.Progress` at each row; True ends the training.
+        resume : History, optional
+            Of an earlier training of this network, which then goes on as if it had never stopped: ``steps`` or
+            ``epochs`` count the further ones.
+        progress : bool
+            Whether to show a bar (needs rich).
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        ValueError
+            If an argument breaks its rule.
+        DivergenceError
+            If the loss is no longer finite. The weights of the last finite step are kept.
+        """
+        objective = self._objective(reduction, l1, l2, clip)
+        rows = self._rows(X, y, sample_weight, fix=True)
+        plan = _plan(rows.n, batch_size, shuffle, seed, resume)
+        count = _count(steps, epochs, plan)
+        every = _whole("record_every", record_every) if record_every is not None else -(-count // 100)
+        learning_rate = _positive("learning_rate", learning_rate)
+        solver = solver if solver == "lbfgs" else solvers.get(solver)
+        state = _resumed(resume, solver, plan)
+        weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
+        runner, reason = choose(engine, objective, rows, solver, min(plan.batch_size, rows.n), threads)
+        first = state.step if state else 0
+        history = training.History(**resume.to_dict()) if resume else training.History()
+        history.engine, history.reason = runner.name, reason
+        callbacks = list(callbacks)
+        common = {"step": first, "stop": first + count, "every": every, "callbacks": callbacks, "history": history}
+        try:
+            with rows.backend.active(), training.bar(history, first, count, callbacks, show=progress):
+                if solver == "lbfgs":
+                    if plan.batch_size < rows.n:
+                        raise ValueError("`batch_size` does not go with solver='lbfgs', which looks at all rows at once.")
+                    training.minimise(self, weights, runner, plan, **common)
+                else:
+                    arrays = solver.start(weights)
+                    if state:
+                        arrays = tuple([rows.backend.asarray(a, rows.dtype) for a in group] for group in state.arrays)
+                    training.descend(self, weights, runner, solver, plan, rate=learning_rate, arrays=arrays, **common)
+        finally:
+            runner.close()
+        return history
+
+    def predict(self, X):
+        """The network's answer to each row.
+
+        Parameters
+        ----------
+        X : array of shape (N, I)
+
+        Returns
+        -------
+        array of shape (N, O)
+            Of the library, and on the device, that X lives on.
+        """
+        X = matrix(X, columns=self.layer_sizes[0])
+        backend, dtype, weights = self._place(X)
+        with backend.active():
+            parts = [
+                core.forward(weights, backend.asarray(X[at : at + PREDICT_ROWS, ...], dtype), self.activations)[-1]
+                for at in range(0, X.shape[0], PREDICT_ROWS)
+            ]
+            return self._home(X, backend, parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0))
+
+    def layers(self, X):
+        """All layers: ``[X, l1, l2, ...]``, the article's ``l0, l1, l2``; each of shape (N, O)."""
+        X = matrix(X, columns=self.layer_sizes[0])
+        backend, dtype, weights = self._place(X)
+        with backend.active():
+            layers = core.forward(weights, backend.asarray(X, dtype), self.activations)
+            return [self._home(X, backend, l) for l in layers]
+
+    def errors(self, X, y):
+        """Each layer's error: ``[l1_error, l2_error, ...]``, the last being ``y - output``, of shape (N, O).
+
+        That of a layer below is what it contributed to the error above: ``delta @ W.T``.
+        """
+        X = matrix(X, columns=self.layer_sizes[0])
+        rows = self._rows(X, y, None)
+        weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
+        with rows.backend.active():
+            X_here, y_here, _ = rows.read(0, rows.n)
+            layers = core.forward(weights, X_here, self.activations)
+            deltas = core.backward(weights, layers, y_here, self.activations, self.loss_function)
+            errors = [d @ W[:n, :].T for d, W, n in zip(deltas[1:], weights[1:], self.layer_sizes[1:])]
+            return [self._home(X, rows.backend, e) for e in [*errors, y_here - layers[-1]]]
+
+    def loss(self, X, y, *, sample_weight=None, reduction="mean", l1=0.0, l2=0.0):
+        """The objective at these rows, a float: what `train` minimises, with the same arguments."""
+        objective = self._objective(reduction, l1, l2, None)
+        rows, sums, _, penalty = self._evaluate(objective, X, y, sample_weight)
+        totals = np.append(rows.backend.to_numpy(sums.totals), rows.backend.to_numpy(penalty))
+        return float(objective.value(totals))
+
+    def gradients(self, X, y, *, sample_weight=None, reduction="mean", l1=0.0, l2=0.0):
+        """The gradient of `loss` by each weight matrix, in its true sign: a list of arrays where X lives."""
+        objective = self._objective(reduction, l1, l2, None)
+        rows, _, updates, _ = self._evaluate(objective, X, y, sample_weight)
+        return [self._home(X, rows.backend, -u) for u in updates]
+
+    def save(self, path):
+        """Write the network to a file, which `bpaccel.load` reads; replaces it whole or not at all."""
+        storage.write(path, *self.to_parts())
+
+    def to_parts(self):
+        """A header of JSON values, and the weights as NumPy arrays: what a file of this network holds."""
+        for part, known in ((self.loss_function, losses), *((f, _activations) for f in self.activations)):
+            try:
+                known.get(part.name)
+            except ValueError:
+                message = f"a network with a function of your own ({part.name!r}) cannot be saved: keep its weights instead."
+                raise ValueError(message) from None
+        header = {
+            "kind": "network",
+            "layer_sizes": list(self.layer_sizes),
+            "activation": [f.name for f in self.activations],
+            "loss": self.loss_function.name,
+            "bias": self.bias,
+            "dtype": self.dtype,
+        }
+        arrays = {f"weights.{k}": backend_of(W).to_numpy(W) for k, W in enumerate(self._weights)}
+        return header, arrays
+
+    @classmethod
+    def from_parts(cls, header, arrays, backend=None):
+        """The network of `to_parts`.
+
+        Raises
+        ------
+        ModelFileError
+            If the parts contradict each other.
+        """
+        try:
+            network = cls(header["layer_sizes"], activation=header["activation"], loss=header["loss"],
+                          bias=header["bias"], dtype=header["dtype"])  # fmt: skip
+            network.weights = [arrays[f"weights.{k}"] for k in range(len(network.layer_sizes) - 1)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise storage.ModelFileError(f"the model file contradicts itself: {error}") from error
+        return network if backend is None else network.to(backend)
+
+    def __repr__(self):
+        where = self.backend or "where X lives"
+        return (f"Network({list(self.layer_sizes)}, activation={[f.name for f in self.activations]}, "
+                f"loss={self.loss_function.name!r}, bias={self.bias}, dtype={self.dtype!r}, backend={where!r})")  # fmt: skip
+
+    def __str__(self):
+        lines = [f"Network {'-'.join(map(str, self.layer_sizes))}, loss {self.loss_function.name}, "
+                 f"{sum(math.prod(W.shape) for W in self._weights):,} weights"]  # fmt: skip
+        for k, (inputs, outputs) in enumerate(pairwise(self.layer_sizes)):
+            bias = " + bias" if self.bias else ""
+            lines.append(f"  l{k + 1} = {self.activations[k].name}(l{k} @ syn{k}{bias}): {inputs} -> {outputs}")
+        return "\n".join(lines)
+
+    def _objective(self, reduction, l1, l2, clip):
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"`reduction` must be 'mean' or 'sum'; got {reduction!r}.")
+        for name, value in (("l1", l1), ("l2", l2)):
+            if not (np.isscalar(value) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` must be a finite number of at least 0; got {value!r}.")
+        clip = None if clip is None else _positive("clip", clip)
+        return Objective(self.layer_sizes, self.activations, self.loss_function, self.bias, reduction, float(l1),
+                         float(l2), clip)  # fmt: skip
+
+    def _rows(self, X, y, sample_weight, fix=False):
+        """The door: X, y and weights checked, converted and moved to where they are computed on."""
+        X = matrix(X, columns=self.layer_sizes[0])
+        if self.activations[-1].slope is None and getattr(y, "ndim", np.ndim(y)) == 1:
+            raise ValueError("`y` must be one-hot, of shape (N, C), for a softmax output; got class labels of shape "
+                             f"({len(y)},). Use classes, Y = bp.one_hot(y).")  # fmt: skip
+        backend = resolve(self._backend, X=X, y=y, sample_weight=sample_weight)
+        y = targets(y, X.shape[0], self.layer_sizes[-1])
+        check_targets(y, *self.loss_function.targets, self.loss_function.name)
+        dtype = self.dtype or float_dtype(X, backend)
+        backend.check_dtype(dtype)
+        if fix:
+            self.dtype = dtype
+        return Rows(X, y, sample_weight, backend=backend, dtype=dtype)
+
+    def _place(self, X):
+        """Where and in what to compute for X alone, and the weights there."""
+        backend = resolve(self._backend, X=X)
+        dtype = self.dtype or float_dtype(X, backend)
+        backend.check_dtype(dtype)
+        return backend, dtype, [backend.asarray(W, dtype) for W in self._weights]
+
+    def _home(self, X, backend, result):
+        """A result, brought back to where the caller's X lives."""
+        home = backend_of(numbers(X))
+        if home.library is backend.library and str(home.device) == str(backend.device):
+            return result
+        return home.asarray(backend.to_numpy(result))
+
+    def _evaluate(self, objective, X, y, sample_weight):
+        rows = self._rows(X, y, sample_weight)
+        weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
+        engine, _ = choose("auto", objective, rows, None, rows.n)
+        try:
+            with rows.backend.active(), engine.held():
+                sums = engine.sums(weights, None, 0, rows.n)
+                return rows, sums, *objective.finish(weights, sums)
+        finally:
+            engine.close()
+
+
+def _sizes(layer_sizes):
+    sizes = tuple(layer_sizes) if not isinstance(layer_sizes, int) else (layer_sizes,)
+    if len(sizes) < 2 or not all(_is_whole(size) for size in sizes):
+        raise ValueError(f"`layer_sizes` must be at least two whole numbers of at least 1, inputs first; got {layer_sizes!r}.")
+    return tuple(map(int, sizes))
+
+
+def _is_whole(value):
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+
+
+def _whole(name, value):
+    if not _is_whole(value):
+        raise ValueError(f"`{name}` must be a whole number of at least 1; got {value!r}.")
+    return int(value)
+
+
+def _positive(name, value):
+    if not (np.isscalar(value) and not isinstance(value, str) and math.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be a finite number above 0; got {value!r}.")
+    return float(value)
+
+
+def _plan(n, batch_size, shuffle, seed, resume):
+    size = n if batch_size is None else min(_whole("batch_size", batch_size), n)
+    if seed is None:
+        state = resume.state if resume else None
+        seed = state.plan.seed if state else np.random.SeedSequence().entropy % 2**63
+    return training.Plan(n, size, bool(shuffle), int(seed))
+
+
+def _count(steps, epochs, plan):
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"give exactly one of `steps` (updates) and `epochs`; got steps={steps!r}, epochs={epochs!r}.")
+    return _whole("steps", steps) if epochs is None else _whole("epochs", epochs) * plan.steps_per_epoch
+
+
+def _resumed(resume, solver, plan):
+    """The state to go on from, if it is of the same training."""
+    if resume is None:
+        return None
+    state = getattr(resume, "state", None)
+    if state is None:
+        raise ValueError("`resume` must be a History that train returned; this one has no state.")
+    if solver == "lbfgs":
+        raise ValueError("`resume` does not go with solver='lbfgs', which keeps no state; leave it out to go on from here.")
+    if (state.solver, state.plan) != (solver, plan):
+        raise ValueError(f"`resume` must go on with the same solver, rows, batch_size, shuffle and seed: "
+                         f"it was {state.solver} on {state.plan}; got {solver} on {plan}.")  # fmt: skip
+    return state

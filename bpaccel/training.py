@@ -1,0 +1,376 @@
+"""Training: the loop over steps, and what it remembers.
+
+The loop asks an engine to `run` some steps, looks at their totals, and goes on. It cuts at the rows of the history,
+at epochs, and about every second (Ctrl-C is seen there); no cut changes a bit of the result.
+"""
+
+import contextlib
+import math
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from bpaccel.backends import namespace
+from bpaccel.engines import Batches
+
+SLICE_SECONDS = 0.5  # how long the loop leaves an engine alone
+COLUMNS = ("step", "epoch", "loss", "error", "rate", "seconds")
+
+
+class DivergenceError(ArithmeticError):
+    """The loss became nan or infinite. The network keeps the weights of the last step whose loss was finite.
+
+    Attributes
+    ----------
+    step : int
+        The step whose loss, or whose new weights, were not finite.
+    history : History
+        The rows before it.
+    """
+
+    def __init__(self, message, step, history):
+        super().__init__(message)
+        self.step, self.history = step, history
+
+
+@dataclass(frozen=True)
+class State:
+    """What a resumed training needs beside the weights: where it stopped, and what must not change."""
+
+    step: int
+    solver: Any
+    arrays: Any
+    plan: Any
+
+
+@dataclass
+class History:
+    """What training saw: columns of plain numbers, a row for each recorded step.
+
+    Row ``s`` holds what step ``s`` computed *before* its update, as the tutorial prints it; with mini-batches, the
+    weighted mean since the row before.
+
+    Attributes
+    ----------
+    step, epoch : list of int
+    loss : list of float
+        The objective that is minimised, penalty included.
+    error : list of float
+        The weighted mean of ``|y - output|``.
+    rate : list of float
+        The learning rate of the step.
+    seconds : list of float
+        Since training began.
+    engine, reason : str
+        Which engine ran, and why it was chosen.
+    stopped : {"steps", "callback", "interrupted", "converged"}
+        Why training ended.
+    state : State
+        For ``train(resume=history)``.
+    """
+
+    step: list = field(default_factory=list)
+    epoch: list = field(default_factory=list)
+    loss: list = field(default_factory=list)
+    error: list = field(default_factory=list)
+    rate: list = field(default_factory=list)
+    seconds: list = field(default_factory=list)
+    engine: str = ""
+    reason: str = ""
+    stopped: str = ""
+    state: State | None = field(default=None, repr=False)
+
+    def append(self, *row):
+        """Add one row, in the order of the columns."""
+        for name, value in zip(COLUMNS, row, strict=True):
+            getattr(self, name).append(value)
+
+    def to_dict(self):
+        """The columns as ``{name: list}``, ready for a DataFrame or for JSON."""
+        return {name: list(getattr(self, name)) for name in COLUMNS}
+
+    def __len__(self):
+        return len(self.step)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows each step takes: a pure function of the step, so that a resumed run goes on as if never stopped.
+
+    Attributes
+    ----------
+    n : int
+        Rows in all.
+    batch_size : int
+        Rows of a step; an epoch's last batch may be short.
+    shuffle : bool
+    seed : int
+        The order of epoch ``e`` is ``default_rng([seed, e]).permutation(n)``.
+    """
+
+    n: int
+    batch_size: int
+    shuffle: bool
+    seed: int
+
+    @property
+    def steps_per_epoch(self):
+        return -(-self.n // self.batch_size)
+
+    @property
+    def shuffled(self):
+        """Whether the order of the rows matters: a full batch is the same sum in any order."""
+        return self.shuffle and self.batch_size < self.n
+
+    def epoch(self, step):
+        return step // self.steps_per_epoch
+
+    def end_of_epoch(self, step):
+        """The first step after ``step``'s epoch."""
+        return (self.epoch(step) + 1) * self.steps_per_epoch
+
+    def order(self, epoch):
+        """The order of an epoch's rows; None for their own."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.n) if self.shuffled else None
+
+    def batches(self, step, stop, order):
+        """The `Batches` of steps ``step:stop``."""
+        starts = [(s % self.steps_per_epoch) * self.batch_size for s in range(step, stop)]
+        return Batches(order, starts, [min(first + self.batch_size, self.n) for first in starts])
+
+
+@dataclass
+class Progress:
+    """What a callback gets at each row of the history; returning True from it stops the training.
+
+    Attributes
+    ----------
+    network : Network
+        With the weights after the step.
+    history : History
+        So far; its last row is the step's.
+    step : int
+    rate : float
+        The learning rate; set it to change that of the steps to come.
+    """
+
+    network: Any
+    history: History
+    step: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Where the engine was sent off, for a replay."""
+
+    step: int
+    weights: list
+    arrays: Any
+    rate: float
+
+
+def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, callbacks, history, arrays):
+    """Take steps ``step:stop`` with a solver.
+
+    Parameters
+    ----------
+    network : Network
+        Gets the weights at each cut.
+    weights : list of arrays
+        Where the rows are.
+    engine : Engine
+    solver : Solver
+    plan : Plan
+    step, stop : int
+        The first step, and the one after the last.
+    rate : float
+        Learning rate.
+    every : int
+        Steps between rows of the history.
+    callbacks : sequence of callable
+    history : History
+        Gets the rows, in place.
+    arrays : object
+        The solver's state.
+
+    Raises
+    ------
+    DivergenceError
+        If a loss or a weight is no longer finite.
+    """
+    began = time.perf_counter() - (history.seconds[-1] if history.seconds else 0.0)
+    limit, order, epoch = 1, None, None
+    cuts, seen = [], []
+    history.stopped = "steps"
+    try:
+        while step < stop:
+            if plan.epoch(step) != epoch:
+                epoch = plan.epoch(step)
+                order = plan.order(epoch)
+            row = min(-(-step // every) * every, stop - 1)  # the next row of the history, this step or a later one
+            end = min(row + 1, step + limit)
+            if plan.shuffled:
+                end = min(end, plan.end_of_epoch(step))
+            cuts = [*cuts[-1:], _Cut(step, weights, arrays, rate)]
+            sent = time.perf_counter()
+            weights, arrays, totals = engine.run(
+                weights, solver, arrays, plan.batches(step, end, order), [rate] * (end - step), step
+            )
+            totals = engine.rows.backend.to_numpy(totals)
+            spent = time.perf_counter() - sent
+            limit = max(1, min(8 * limit, int(SLICE_SECONDS * (end - step) / max(spent, 1e-9))))
+            if not (np.all(np.isfinite(totals)) and _finite(weights)):
+                raise _diverged(network, engine, solver, plan, cuts, history)
+            network.weights, step = weights, end
+            seen.append(totals)
+            if step == row + 1:
+                loss, error = _row(engine.objective, np.concatenate(seen), plan)
+                seen = []
+                history.append(row, plan.epoch(row), loss, error, rate, time.perf_counter() - began)
+                progress = Progress(network, history, row, rate)
+                # All of them are asked, also after one said stop.
+                if any([callback(progress) is True for callback in callbacks]):
+                    history.stopped = "callback"
+                    break
+                rate = progress.rate
+    except KeyboardInterrupt:
+        history.stopped = "interrupted"
+    history.state = State(step, solver, arrays, plan)
+
+
+def _row(objective, totals, plan):
+    """Loss and error of a row: the last step's, or with mini-batches the weighted mean since the row before."""
+    if plan.batch_size == plan.n:
+        totals = totals[-1:]
+    weight = totals[:, 0]
+    # A batch may weigh nothing, if the sample weights of all of its rows are 0.
+    values = objective.value(np.where(weight[:, None] > 0, totals, [1.0, 0, 0, 0]))
+    return float(np.sum(weight * values) / weight.sum()), float(totals[:, 2].sum() / weight.sum())
+
+
+def _finite(weights):
+    xp = namespace(weights[0])
+    return all(bool(xp.all(xp.isfinite(W))) for W in weights)
+
+
+def _diverged(network, engine, solver, plan, cuts, history):
+    """Replay the last two cuts step by step, to name the step; keep the last weights with a finite loss."""
+    kept = cuts[0].weights
+    for cut, after in pairwise([*cuts, None]):
+        weights, arrays, step = cut.weights, cut.arrays, cut.step
+        while after is None or step < after.step:
+            batch = plan.batches(step, step + 1, plan.order(plan.epoch(step)))
+            new, arrays, totals = engine.run(weights, solver, arrays, batch, [cut.rate], step)
+            totals = engine.rows.backend.to_numpy(totals)
+            if np.all(np.isfinite(totals)):
+                kept = weights
+            if not (np.all(np.isfinite(totals)) and _finite(new)):
+                network.weights = kept
+                loss = float(engine.objective.value(totals)[0])
+                what = f"the loss became {loss}" if not math.isfinite(loss) else "the weights became infinite or nan"
+                remedy = f"Use a smaller learning_rate (it is {cut.rate:g}), or standardise X."
+                if step == 0 and not math.isfinite(loss):
+                    remedy = "X or y hold nan, infinite or very large values: clean or standardise them."
+                message = f"{what} at step {step}; the weights of the last finite step are kept. {remedy}"
+                return DivergenceError(message, step, history)
+            weights, step = new, step + 1
+
+
+def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, history):
+    """Take at most ``stop - step`` iterations of L-BFGS-B (SciPy's), over the engine's sums of all rows.
+
+    The vectors are packed on the host in float64; loss and gradient are computed where the rows are. A step is one
+    iteration, which may look at the loss several times. `Progress.rate` has no effect.
+    """
+    from scipy.optimize import minimize
+
+    backend, dtype = engine.rows.backend, engine.rows.dtype
+    shapes = [W.shape for W in weights]
+    began, first = time.perf_counter(), step
+    looked = {}
+
+    def unpack(vector):
+        ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+        parts = np.split(vector, ends)
+        return [backend.asarray(p.reshape(shape), dtype) for p, shape in zip(parts, shapes)]
+
+    def pack(arrays):
+        return np.concatenate([backend.to_numpy(a).astype(np.float64).ravel() for a in arrays])
+
+    def look(vector):
+        weights = unpack(vector)
+        sums = engine.sums(weights, None, 0, plan.n)
+        updates, penalty = engine.objective.finish(weights, sums)
+        totals = np.append(backend.to_numpy(sums.totals), float(penalty))
+        loss = float(engine.objective.value(totals))
+        looked[vector.tobytes()] = loss, float(totals[2] / totals[0])
+        return loss, -pack(updates)
+
+    def record(vector, rate=1.0):
+        nonlocal step
+        if step % every == 0 or step == stop:
+            history.append(step, step, *looked[vector.tobytes()], rate, time.perf_counter() - began)
+            progress = Progress(network, history, step, rate)
+            if any([callback(progress) is True for callback in callbacks]):
+                raise StopIteration
+
+    def after(result):
+        nonlocal step
+        step += 1
+        network.weights = unpack(result.x)
+        record(result.x)
+
+    start = pack(weights)
+    history.stopped = "steps"
+    try:
+        loss, _ = look(start)
+        if not math.isfinite(loss):
+            message = f"the loss is {loss} at step 0: X or y hold nan, infinite or very large values."
+            raise DivergenceError(message, first, history)
+        record(start)
+        with engine.held():
+            options = {"maxiter": stop - first, "maxfun": 20 * (stop - first), "gtol": 1e-8}
+            result = minimize(look, start, jac=True, method="L-BFGS-B", callback=_named(after), options=options)
+        network.weights = unpack(result.x)
+        history.stopped = "converged" if result.success else "steps"
+    except StopIteration:
+        history.stopped = "callback"
+    except KeyboardInterrupt:
+        history.stopped = "interrupted"
+    history.state = State(step, "lbfgs", None, plan)
+
+
+def _named(function):
+    """SciPy gives a callback its whole result only if the parameter has this very name."""
+
+    def callback(intermediate_result):
+        function(intermediate_result)
+
+    return callback
+
+
+@contextlib.contextmanager
+def bar(history, first, count, callbacks, *, show):
+    """A progress bar that moves at each row of the history, and a line that says which engine runs and why."""
+    if not show:
+        yield
+        return
+    try:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError as error:
+        raise ImportError("progress=True needs rich: pip install 'bpaccel[cli]'.") from error
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bars:
+        bars.console.print(f"engine {history.engine}: {history.reason}", highlight=False)
+        task = bars.add_task("training", total=count)
+
+        def show_row(progress):
+            loss = progress.history.loss[-1]
+            bars.update(task, completed=progress.step - first + 1, description=f"loss {loss:.6g}")
+
+        callbacks.append(show_row)
+        yield
