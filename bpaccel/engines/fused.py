@@ -5,24 +5,44 @@ neighbouring numbers, one a row; the inputs come first, then each layer, the tar
 Every line of the arithmetic works on `lanes`. A layer's values are replaced by its deltas when they are known.
 
 Shapes are those of `bpaccel.core`, given flat: ``w`` holds all matrices (I, O), or (I + 1, O) with a bias, layer by
-layer. Rows of any strides are read where they are: ``Table`` says how.
+layer. Rows of any strides are read where they are.
+
+Each kernel is compiled and cached alone, calls others by address, and finds what it needs in the plan of a run: an
+array of whole numbers, at the places named here. So a new activation compiles only what is new, and one signature
+serves all arrays.
 """
 
 import math
-from typing import NamedTuple
 
 import numba
+from numba import types
 
 from bpaccel.engines.lanes import (
-    acquire, add, apart, call, count_up, lane_count, load, muladd, number, picked, put, release, rounded, spread,
-    store, swap, total,
+    KindType, acquire, add, call, count_up, lane_count, load, muladd, number, offer, picked, put, real, release,
+    rounded, set_real, spread, store, swap, total, word,
 )  # fmt: skip
+from bpaccel.engines.unrolled import lesson
 from bpaccel.engines.vmath import (
-    activate, cost_of, delta_of, exp_of_difference, greatest, is_softmax, miss_of, ratio, through_slope, weight_of,
+    activate, cost_of, delta_of, exp_of_difference, greatest, miss_of, ratio, through_slope, weight_of,
 )  # fmt: skip
 
-OPTIONS = {"error_model": "numpy", "nogil": True}
-compiled = numba.njit(**OPTIONS)
+# Inputs, targets and weights of rows, FIELDS words each: the address (0 for no weights), the strides of rows and
+# columns in numbers, how many columns, and the unit that they go to. Then the order of the rows, or 0.
+INPUTS, TARGETS, ROW_WEIGHTS, FIELDS, ORDER = 0, 5, 10, 5, 15
+# The network: its number of matrices, units of each layer, whether there is a bias; weights, and how many they are.
+DEPTH, SIZES, BIAS, WEIGHTS, COUNT = range(16, 21)
+# Memory: rows of a stretch, numbers from one unit to the next, rows of a block, sums of how many blocks.
+STRETCH, APART, BLOCK, BLOCK_SUMS, SLOTS = range(21, 26)
+# Other kernels, by address; those of activations and slopes, one a layer, are in tables.
+READ, LEARN, ACTIVATE, SLOPES, OUTPUT, SETTLE, OTHERS = range(26, 33)
+# The run: how many steps, their rows and rates, the number of the first; sums, totals, and the control block.
+STEPS, STARTS, STOPS, RATES, STEP, SUMS, ONWARD, OUT, SHARED, ALONE = range(33, 43)
+# What becomes of the sums: the solver, the two groups of numbers that are its state, whether the mean is taken, and
+# the address of the other rules, numbers of float64.
+SOLVER, STATE, SECOND_STATE, MEAN, RULES = range(43, 48)
+PLAN_WORDS = 48
+
+LOSS, L1, L2, CLIP, FIRST, SECOND, THIRD, RULE_NUMBERS = range(8)  # the loss's number; the solver's three
 
 TOTALS = 3  # after the updates: weight, loss and |error| of the rows
 
@@ -31,96 +51,60 @@ NOTHING, GRADIENT_DESCENT, MOMENTUM, NESTEROV, ADAM = range(5)
 
 # The words of the control block that the threads of a run share, each on a cache line of its own. Blocks are numbered
 # through the whole run: those below LIMIT may be worked on, NEXT is the first that nobody took, DONE counts those
-# that are done. The blocks FROM ... LIMIT are those of rows FIRST ... STOP.
-LINE = 16
-LIMIT, NEXT, DONE, END, FROM, FIRST, STOP = (LINE * word for word in range(7))
-WORDS = 7 * LINE
+# that are done. The blocks FROM ... LIMIT are those of rows BEGIN ... STOP.
+LIMIT, NEXT, DONE, END, FROM, BEGIN, STOP, SHARED_WORDS = range(0, 128, 16)
 PATIENCE = 2000  # looks at a word before the processor is offered to others
 
 
-class Table(NamedTuple):
-    """Where the rows lie: addresses, and strides in numbers; address 0 where there are no weights."""
-
-    X: int
-    X_row: int
-    X_column: int
-    y: int
-    y_row: int
-    y_column: int
-    weight: int
-    weight_row: int
-
-
-class Rules(NamedTuple):
-    """What becomes of the sums: see `Objective.finish` and the solvers, whose numbers the last five are."""
-
-    loss: float
-    mean: int
-    l1: float
-    l2: float
-    clip: float
-    solver: int
-    one: float
-    two: float
-    three: float
-
-
-@compiled
-def fetch(k, x, row, column, columns, order, first, m, end, a, at, R):
-    """Rows first ... first + m, unit by unit, to a[at ...]; up to ``end``, the last of them is repeated."""
-    V = lane_count(k)
-    whole = 0
-    if order.size == 0:
-        whole = m // V * V
-        start = first * row
-        if row == 1:
-            for d in range(columns):
-                for r in range(0, whole, V):
-                    store(k, a, at + d * R + r, load(k, x, start + r + d * column))
-        elif row == 3 and columns == 3 and column == 1:
-            for r in range(0, whole, V):
-                where = start + 3 * r
-                b, c, d = picked(k, x, where, 3, 0), picked(k, x, where, 3, 1), picked(k, x, where, 3, 2)
-                store(k, a, at + r, b)
-                store(k, a, at + R + r, c)
-                store(k, a, at + 2 * R + r, d)
-        else:
-            for r in range(0, whole, V):
+def read(k, plan, first, stop, a, stay, g):
+    """The sums of rows first ... stop, to g. With ``stay``, the rows are those of the call before."""
+    V, R, S = lane_count(k), word(plan, APART), word(plan, STRETCH)
+    order = word(plan, ORDER)
+    for p in range(word(plan, COUNT) + TOTALS):
+        set_real(g, p, 0.0)
+    for start in range(first, stop, S):
+        m = min(S, stop - start)
+        end = (m + V - 1) // V * V
+        for field in range(0 if not stay else 3 * FIELDS, 3 * FIELDS, FIELDS):
+            x, row, column = word(plan, field), word(plan, field + 1), word(plan, field + 2)
+            columns, at = word(plan, field + 3), word(plan, field + 4) * R
+            whole = 0
+            if x == 0:
+                for r in range(0, end, V):
+                    store(k, a, at + r, spread(k, 1.0))
+                whole = end
+            elif order == 0 and row == 1:
+                whole = m // V * V
                 for d in range(columns):
-                    store(k, a, at + d * R + r, apart(k, x, start + r * row + d * column, row))
-    for r in range(whole, end):
-        n = first + min(r, m - 1)
-        where = row * (order[n] if order.size else n)
-        for d in range(columns):
-            put(k, a, at + d * R + r, number(k, x, where + d * column))
+                    for r in range(0, whole, V):
+                        store(k, a, at + d * R + r, load(k, x, start + r + d * column))
+            elif order == 0 and row == 3 and columns == 3 and column == 1:
+                whole = m // V * V
+                for r in range(0, whole, V):
+                    where = 3 * (start + r)
+                    b, c, d = picked(k, x, where, 3, 0), picked(k, x, where, 3, 1), picked(k, x, where, 3, 2)
+                    store(k, a, at + r, b)
+                    store(k, a, at + R + r, c)
+                    store(k, a, at + 2 * R + r, d)
+            for r in range(whole, end):  # past the rows, the last of them is repeated: no number is made up
+                n = start + min(r, m - 1)
+                where = row * (word(order, n) if order else n)
+                for d in range(columns):
+                    put(k, a, at + d * R + r, number(k, x, where + d * column))
+            if field == ROW_WEIGHTS:
+                for r in range(m, end):
+                    put(k, a, at + r, rounded(k, -1.0))  # and counts nothing
+        call(word(plan, LEARN), (plan, a, end, g))
 
 
-@compiled
-def soften(k, a, at, units, end, R):
-    """Softmax over the units of each row, in place."""
-    for r in range(0, end, lane_count(k)):
-        top = load(k, a, at + r)
-        for o in range(1, units):
-            top = greatest(k, top, load(k, a, at + o * R + r))
-        s = spread(k, 0.0)
-        for o in range(units):
-            e = exp_of_difference(k, load(k, a, at + o * R + r), top)
-            store(k, a, at + o * R + r, e)
-            s = add(k, s, e)
-        for o in range(units):
-            store(k, a, at + o * R + r, ratio(k, load(k, a, at + o * R + r), s))
-
-
-@compiled
-def learn(k, sizes, codes, bias, w, P, loss, a, end, R, g, base):
-    """Add what a stretch of rows asks of the weights to g[base ...], and its totals after that."""
-    V = lane_count(k)
-    last = sizes.size - 1
+def learn(k, plan, a, end, g):
+    """Add what a stretch of rows asks of the weights to g, and its totals after that."""
+    V, R, w, bias = lane_count(k), word(plan, APART), word(plan, WEIGHTS), word(plan, BIAS)
+    sizes, last = word(plan, SIZES), word(plan, DEPTH)
     x = p = 0  # where a layer, and its weights, begin
     for layer in range(last):
-        I, O, code = sizes[layer], sizes[layer + 1], codes[layer]
-        out = x + I * R
-        shift = p + I * O
+        I, O = word(sizes, layer), word(sizes, layer + 1)
+        out, shift = x + I * R, p + I * O
         pairs = O // 2 * 2
         for o in range(0, pairs, 2):  # two units a pass: each row is read half as often
             for r in range(0, end, V):
@@ -130,35 +114,23 @@ def learn(k, sizes, codes, bias, w, P, loss, a, end, R, g, base):
                     l = load(k, a, x + i * R + r)
                     z = muladd(k, z, l, number(k, w, p + i * O + o))
                     u = muladd(k, u, l, number(k, w, p + i * O + o + 1))
-                store(k, a, out + o * R + r, activate(k, code, z))
-                store(k, a, out + o * R + R + r, activate(k, code, u))
+                store(k, a, out + o * R + r, z)
+                store(k, a, out + o * R + R + r, u)
         for o in range(pairs, O):
             for r in range(0, end, V):
                 z = spread(k, number(k, w, shift + o) if bias else rounded(k, 0.0))
                 for i in range(I):
                     z = muladd(k, z, load(k, a, x + i * R + r), number(k, w, p + i * O + o))
-                store(k, a, out + o * R + r, activate(k, code, z))
+                store(k, a, out + o * R + r, z)
+        if word(word(plan, ACTIVATE), layer):
+            call(word(word(plan, ACTIVATE), layer), (plan, a, out, O, end))
         x = out
         p += (I + bias) * O
 
-    O = sizes[last]
-    if is_softmax(k):
-        soften(k, a, x, O, end, R)
-    weight = cost = miss = spread(k, 0.0)
-    for r in range(0, end, V):
-        c = load(k, a, x + 2 * O * R + r)
-        weight = add(k, weight, weight_of(k, c))
-        for o in range(O):
-            l, y = load(k, a, x + o * R + r), load(k, a, x + (O + o) * R + r)
-            cost = add(k, cost, cost_of(k, y, l, c, loss))
-            miss = add(k, miss, miss_of(k, y, l, c))
-            store(k, a, x + o * R + r, delta_of(k, y, l, c, loss))
-    g[base + P] += total(k, weight)
-    g[base + P + 1] += total(k, cost)
-    g[base + P + 2] += total(k, miss) / O
+    call(word(plan, OUTPUT), (plan, a, x, end, g))
 
     for layer in range(last - 1, -1, -1):
-        I, O = sizes[layer], sizes[layer + 1]
+        I, O = word(sizes, layer), word(sizes, layer + 1)
         delta = x
         x -= I * R
         p -= (I + bias) * O
@@ -170,167 +142,162 @@ def learn(k, sizes, codes, bias, w, P, loss, a, end, R, g, base):
                     d = load(k, a, delta + o * R + r)
                     s = muladd(k, s, d, load(k, a, x + i * R + r))
                     t = muladd(k, t, d, load(k, a, x + i * R + R + r))
-                g[base + p + i * O + o] += total(k, s)
-                g[base + p + (i + 1) * O + o] += total(k, t)
+                q = p + i * O + o
+                set_real(g, q, real(g, q) + total(k, s))
+                set_real(g, q + O, real(g, q + O) + total(k, t))
             for i in range(pairs, I):
                 s = spread(k, 0.0)
                 for r in range(0, end, V):
                     s = muladd(k, s, load(k, a, delta + o * R + r), load(k, a, x + i * R + r))
-                g[base + p + i * O + o] += total(k, s)
+                set_real(g, p + i * O + o, real(g, p + i * O + o) + total(k, s))
             if bias:
                 s = spread(k, 0.0)
                 for r in range(0, end, V):
                     s = add(k, s, load(k, a, delta + o * R + r))
-                g[base + p + I * O + o] += total(k, s)
+                set_real(g, p + I * O + o, real(g, p + I * O + o) + total(k, s))
         if layer > 0:
+            slope = word(word(plan, SLOPES), layer - 1)
+            if slope:
+                call(slope, (plan, a, x, I, end))
             for i in range(I):
                 for r in range(0, end, V):
                     s = spread(k, 0.0)
                     for o in range(O):
                         s = muladd(k, s, load(k, a, delta + o * R + r), number(k, w, p + i * O + o))
-                    store(k, a, x + i * R + r, through_slope(k, codes[layer - 1], s, load(k, a, x + i * R + r)))
+                    if slope:
+                        s = muladd(k, spread(k, 0.0), s, load(k, a, x + i * R + r))
+                    store(k, a, x + i * R + r, s)
 
 
-@compiled
-def block_of_rows(k, table, order, sizes, codes, bias, units, w, P, loss, first, stop, a, S, R, stay, g, base):
-    """The sums of rows first ... stop, to g[base ...]. With ``stay``, the rows are those of the call before."""
-    V = lane_count(k)
-    for p in range(base, base + P + TOTALS):
-        g[p] = 0.0
-    O = sizes[-1]
-    target = (units - O - 1) * R
-    weight = (units - 1) * R
-    for start in range(first, stop, S):
-        m = min(S, stop - start)
-        end = (m + V - 1) // V * V
-        if not stay:
-            fetch(k, table.X, table.X_row, table.X_column, sizes[0], order, start, m, end, a, 0, R)
-            fetch(k, table.y, table.y_row, table.y_column, O, order, start, m, end, a, target, R)
-            if table.weight:
-                fetch(k, table.weight, table.weight_row, 1, 1, order, start, m, end, a, weight, R)
-            else:
-                for r in range(0, end, V):
-                    store(k, a, weight + r, spread(k, 1.0))
-            for r in range(m, end):
-                put(k, a, weight + r, rounded(k, -1.0))
-        learn(k, sizes, codes, bias, w, P, loss, a, end, R, g, base)
+def learn_unrolled(k, plan, a, end, g):
+    """`learn` for a network of few weights, whose shape is known to the compiler: nothing but registers between."""
+    lesson(k, word(plan, WEIGHTS), real(word(plan, RULES), LOSS), a, end, word(plan, APART), g)
 
 
-@compiled
-def finish(k, sizes, bias, w, P, rules, u, out, row):
-    """Reduce, penalise and clip the updates u[: P] in place, as `Objective.finish` does; totals to out[row]."""
-    penalty = 0.0
-    if rules.l1 != 0.0 or rules.l2 != 0.0:
+def activations(k, plan, a, at, units, end):
+    """Outputs in place of the sums of a layer."""
+    R = word(plan, APART)
+    for o in range(units):
+        for r in range(at + o * R, at + o * R + end, lane_count(k)):
+            store(k, a, r, activate(k, load(k, a, r)))
+
+
+def slopes(k, plan, a, at, units, end):
+    """Slopes in place of the outputs of a layer."""
+    R = word(plan, APART)
+    for o in range(units):
+        for r in range(at + o * R, at + o * R + end, lane_count(k)):
+            store(k, a, r, through_slope(k, spread(k, 1.0), load(k, a, r)))
+
+
+def softmax(k, plan, a, at, units, end):
+    """Softmax over the units of each row, in place."""
+    R = word(plan, APART)
+    for r in range(at, at + end, lane_count(k)):
+        top = load(k, a, r)
+        for o in range(1, units):
+            top = greatest(k, top, load(k, a, o * R + r))
+        s = spread(k, 0.0)
+        for o in range(units):
+            e = exp_of_difference(k, load(k, a, o * R + r), top)
+            store(k, a, o * R + r, e)
+            s = add(k, s, e)
+        for o in range(units):
+            store(k, a, o * R + r, ratio(k, load(k, a, o * R + r), s))
+
+
+def output(k, plan, a, x, end, g):
+    """Deltas in place of the outputs, and the totals of the rows."""
+    V, R, P = lane_count(k), word(plan, APART), word(plan, COUNT)
+    O, loss = word(word(plan, SIZES), word(plan, DEPTH)), real(word(plan, RULES), LOSS)
+    weight = cost = miss = spread(k, 0.0)
+    for r in range(0, end, V):
+        c = load(k, a, x + 2 * O * R + r)
+        weight = add(k, weight, weight_of(k, c))
+        for o in range(O):
+            l, y = load(k, a, x + o * R + r), load(k, a, x + (O + o) * R + r)
+            cost = add(k, cost, cost_of(k, y, l, c, loss))
+            miss = add(k, miss, miss_of(k, y, l, c))
+            store(k, a, x + o * R + r, delta_of(k, y, l, c, loss))
+    set_real(g, P, real(g, P) + total(k, weight))
+    set_real(g, P + 1, real(g, P + 1) + total(k, cost))
+    set_real(g, P + 2, real(g, P + 2) + total(k, miss) / O)
+
+
+def settle(k, plan, now):
+    """Reduce, penalise and clip the sums as `Objective.finish` does, then take the solver's step, in place."""
+    w, P, u, rules, bias = word(plan, WEIGHTS), word(plan, COUNT), word(plan, SUMS), word(plan, RULES), word(plan, BIAS)
+    sizes, out = word(plan, SIZES), word(plan, OUT)
+    penalty, scale = 0.0, 1.0
+    if real(rules, L1) != 0.0 or real(rules, L2) != 0.0:
         p = 0
-        for layer in range(sizes.size - 1):
-            for q in range(p, p + sizes[layer] * sizes[layer + 1]):
+        for layer in range(word(plan, DEPTH)):
+            for q in range(p, p + word(sizes, layer) * word(sizes, layer + 1)):
                 W = float(number(k, w, q))
                 sign = 1.0 if W > 0.0 else (-1.0 if W < 0.0 else W)
-                u[q] = u[q] - rules.l2 * W - rules.l1 * sign
-                penalty += rules.l1 * abs(W) + 0.5 * rules.l2 * W * W
-            p += (sizes[layer] + bias) * sizes[layer + 1]
-    for total in range(TOTALS):
-        out[row, total] = u[P + total]
-    out[row, TOTALS] = penalty
-    if rules.mean:
-        weight = u[P] if u[P] > 0.0 else 1.0
-        for p in range(P):
-            u[p] /= weight
-    if rules.clip > 0.0:
+                set_real(u, q, real(u, q) - real(rules, L2) * W - real(rules, L1) * sign)
+                penalty += real(rules, L1) * abs(W) + 0.5 * real(rules, L2) * W * W
+            p += (word(sizes, layer) + bias) * word(sizes, layer + 1)
+    for place in range(TOTALS):
+        set_real(out, 4 * now + place, real(u, P + place))
+    set_real(out, 4 * now + TOTALS, penalty)
+    divisor = real(u, P) if word(plan, MEAN) and real(u, P) > 0.0 else 1.0
+    if real(rules, CLIP) > 0.0:
         squares = 0.0
         for p in range(P):
-            squares += u[p] * u[p]
+            squares += (real(u, p) / divisor) * (real(u, p) / divisor)
         length = math.sqrt(squares)
-        if length > rules.clip:
-            for p in range(P):
-                u[p] *= rules.clip / length
+        if length > real(rules, CLIP):
+            scale = real(rules, CLIP) / length
 
-
-@compiled
-def advance(k, w, P, rules, s, t, rate, step, u):
-    """One step of a solver: weights and state change in place. The formulas are those of `bpaccel.solvers`."""
-    r, one, two = rounded(k, rate), rounded(k, rules.one), rounded(k, rules.two)
-    if rules.solver == GRADIENT_DESCENT:
-        for p in range(P):
-            put(k, w, p, number(k, w, p) + r * rounded(k, u[p]))
-    elif rules.solver == ADAM:
-        rest, rest_two, epsilon = rounded(k, 1.0 - rules.one), rounded(k, 1.0 - rules.two), rounded(k, rules.three)
-        r = rounded(k, rate * (1.0 - rules.two ** (step + 1)) ** 0.5 / (1.0 - rules.one ** (step + 1)))
-        for p in range(P):
-            v = rounded(k, u[p])
+    s, t, solver = word(plan, STATE), word(plan, SECOND_STATE), word(plan, SOLVER)
+    rate, first, second = real(word(plan, RATES), now), real(rules, FIRST), real(rules, SECOND)
+    steps = word(plan, STEP) + now + 1
+    if solver == ADAM:
+        rate = rate * (1.0 - second**steps) ** 0.5 / (1.0 - first**steps)
+    r, one, two, epsilon = rounded(k, rate), rounded(k, first), rounded(k, second), rounded(k, real(rules, THIRD))
+    rest, rest_two = rounded(k, 1.0 - first), rounded(k, 1.0 - second)
+    for p in range(P):
+        v = rounded(k, real(u, p) / divisor * scale)
+        if solver == GRADIENT_DESCENT:
+            change = r * v
+        elif solver == ADAM:
             mean = one * number(k, s, p) + rest * v
             square = two * number(k, t, p) + rest_two * (v * v)
             put(k, s, p, mean)
             put(k, t, p, square)
-            put(k, w, p, number(k, w, p) + r * (mean / (math.sqrt(square) + epsilon)))
-    else:
-        for p in range(P):
-            v = rounded(k, u[p])
-            velocity = one * number(k, s, p) + r * v
-            put(k, s, p, velocity)
-            if rules.solver == NESTEROV:
-                velocity = one * velocity + r * v
-            put(k, w, p, number(k, w, p) + velocity)
+            change = r * (mean / (math.sqrt(square) + epsilon))
+        else:
+            change = one * number(k, s, p) + r * v
+            put(k, s, p, change)
+            if solver == NESTEROV:
+                change = one * change + r * v
+        put(k, w, p, number(k, w, p) + change)
 
 
-def drive(k, shared, helper, alone, table, order, starts, stops, sizes, codes, bias, units, w, P, block, a, S, R, g,
-          slots, u, onward, rules, s, t, rates, step, out, others):  # fmt: skip
-    """Take a step for each of ``rates``, or help another thread that does.
+def drive(k, plan, helper, a):
+    """Take the steps of a plan, or help another thread that does; ``a`` is memory of this thread alone.
 
-    The rows of a step are cut into blocks of ``block`` rows. A thread takes the next block that nobody took, and puts
-    its sums where that block's belong; when all are done the caller's thread, which nobody replaces, adds them to ``u``
-    in the order of the blocks and takes the step. So no bit depends on the threads; a helper that comes late or never
-    leaves the others more to do, and nothing is waited for but blocks that a running thread has begun.
-
-    Parameters
-    ----------
-    k : Kind
-    shared : int
-        Address of the control block.
-    helper, alone : int
-        Whether this thread only helps; whether nobody does.
-    table : Table
-    order : array of int64
-        Of the rows; empty for their own.
-    starts, stops : arrays of int64
-        The rows of each step.
-    sizes, codes : arrays of int64
-        Units of each layer; activations.
-    bias, units : int
-        Whether there is a bias; units of all layers, targets and weights of rows.
-    w, P : int
-        Address and number of the weights.
-    a, S, R : int
-        Address of this thread's memory for a stretch of S rows; R numbers lie between two units.
-    g, slots
-        Room for the sums of ``slots`` blocks.
-    u : array of float64, shape (P + 3,)
-        Gets the sums; with ``onward``, they are added to what is there.
-    rules : Rules
-    s, t : int
-        Addresses of the solver's state.
-    rates : array of float64
-    step : int
-        The number of the first step.
-    out : array of float64, shape (k, 4)
-        Gets the totals of each step.
-    others : int
-        Address of a C function that offers the processor to others; or 0.
+    The rows of a step are cut into blocks. A thread takes the next block that nobody took, and puts its sums where
+    that block's belong; when all are done, the thread that is no helper adds them in the order of the blocks and takes
+    the step. So no bit depends on the threads; a helper that comes late or never leaves the others more to do, and
+    nothing is waited for but blocks that a running thread has begun.
     """
-    length = P + TOTALS
-    now, patience = 0, 0
-    begun = stay = False
+    shared, length, u = word(plan, SHARED), word(plan, COUNT) + TOTALS, word(plan, SUMS)
+    starts, stops = word(plan, STARTS), word(plan, STOPS)
+    alone, block, slots, kernel = word(plan, ALONE), word(plan, BLOCK), word(plan, SLOTS), word(plan, READ)
+    now = patience = stay = 0
+    begun = False
     while True:
-        if not helper and not begun:  # the next rows to be worked on
-            if now == starts.size:
+        if not helper and not begun:
+            if now == word(plan, STEPS):
                 return
-            first = starts[now]
-            if not onward:
+            if not word(plan, ONWARD):
                 for p in range(length):
-                    u[p] = 0.0
+                    set_real(u, p, 0.0)
             begun = True
             release(shared, FROM, acquire(shared, LIMIT))
-            release(shared, STOP, first)
+            release(shared, STOP, word(starts, now))
         ticket, limit = acquire(shared, NEXT), acquire(shared, LIMIT)
         if ticket < limit:
             if alone:
@@ -338,9 +305,9 @@ def drive(k, shared, helper, alone, table, order, starts, stops, sizes, codes, b
             elif not swap(shared, NEXT, ticket, ticket + 1):
                 continue
             mine = ticket - acquire(shared, FROM)
-            first = acquire(shared, FIRST) + mine * block
+            first = acquire(shared, BEGIN) + mine * block
             stop = min(first + block, acquire(shared, STOP))
-            block_of_rows(k, table, order, sizes, codes, bias, units, w, P, rules.loss, first, stop, a, S, R, stay, g, mine * length)
+            call(kernel, (plan, first, stop, a, stay, word(plan, BLOCK_SUMS) + 8 * mine * length))
             if alone:
                 release(shared, DONE, ticket + 1)
             else:
@@ -352,33 +319,39 @@ def drive(k, shared, helper, alone, table, order, starts, stops, sizes, codes, b
             patience += 1
         elif acquire(shared, DONE) == limit:
             for mine in range(limit - acquire(shared, FROM)):
+                g = word(plan, BLOCK_SUMS) + 8 * mine * length
                 for p in range(length):
-                    u[p] += g[mine * length + p]
+                    set_real(u, p, real(u, p) + real(g, p))
             first = acquire(shared, STOP)
-            if first < stops[now]:
-                stop = min(first + slots * block, stops[now])
+            if first < word(stops, now):  # more rows of this step
+                stop = min(first + slots * block, word(stops, now))
                 release(shared, FROM, limit)
-                release(shared, FIRST, first)
+                release(shared, BEGIN, first)
                 release(shared, STOP, stop)
                 release(shared, LIMIT, limit + (stop - first + block - 1) // block)
             else:
-                if rules.solver != NOTHING:
-                    finish(k, sizes, bias, w, P, rules, u, out, now)
-                    advance(k, w, P, rules, s, t, rates[now], step + now, u)
+                if word(plan, SOLVER) != NOTHING:
+                    call(word(plan, SETTLE), (plan, now))
                 now += 1
                 begun = False
-                # A step of one stretch, the same rows again: they lie where they were.
-                if now < starts.size:
-                    same = starts[now] == starts[now - 1] and stops[now] == stops[now - 1]
-                    stay = alone and same and stops[now] - starts[now] <= min(S, block)
+                if alone and now < word(plan, STEPS):  # the same rows again, if one stretch holds them, lie there still
+                    first, stop = word(starts, now), word(stops, now)
+                    same = first == word(starts, now - 1) and stop == word(stops, now - 1)
+                    stay = int(same and stop - first <= min(block, word(plan, STRETCH)))
         else:
             patience += 1
         if patience > PATIENCE:
-            call(others)
+            offer(word(plan, OTHERS))
             patience = 0
 
 
-try:
-    drive = numba.njit(cache=True, **OPTIONS)(drive)
-except RuntimeError:  # nowhere to keep the cache
-    drive = numba.njit(**OPTIONS)(drive)
+def kernel(function, kind, numbers):
+    """A function of this module, compiled for a kind: an object with its address.
+
+    Kept on the disk, if there is a place that may be written to.
+    """
+    signature = types.void(KindType(kind), *[types.int64] * numbers)
+    try:
+        return numba.cfunc(signature, cache=True, error_model="numpy")(function)
+    except RuntimeError:
+        return numba.cfunc(signature, error_model="numpy")(function)

@@ -31,23 +31,21 @@ class Kind:
     dtype : {"float32", "float64"}
     count : int
         How many rows lanes hold.
-    activations : tuple of str
-        Those in use, each once, sorted.
     output, loss : str
-        The output's activation; the loss.
-    shape : tuple of int
-        Layer sizes for a kernel of known sizes; else empty.
+        The output's activation, or that of a kernel of one activation; the loss.
+    activations, shape : tuple
+        Of each layer, and its units, for a kernel of a known network; else empty.
     bias : bool
-        Of a kernel of known sizes.
+        Of a known network.
     source : str
         A fingerprint of the sources, so that the cache never serves code of another version.
     """
 
     dtype: str
     count: int
-    activations: tuple = ()
     output: str = ""
     loss: str = ""
+    activations: tuple = ()
     shape: tuple = ()
     bias: bool = False
     source: str = ""
@@ -265,22 +263,6 @@ def store(typing, kind, address, index, value):
 
 
 @intrinsic
-def apart(typing, kind, address, index, step):
-    """Lanes from numbers ``step`` apart."""
-    lanes = lanes_of(kind)
-
-    def code(context, builder, sig, args):
-        where = _pointer(builder, args[1], args[2], lanes.vector.element)
-        value = ir.Constant(lanes.vector, ir.Undefined)
-        for r in range(lanes.count):
-            value = builder.insert_element(value, builder.load(where), I32(r))
-            where = builder.gep(where, [args[3]])
-        return value
-
-    return lanes(kind, types.int64, types.int64, types.int64), code
-
-
-@intrinsic
 def picked(typing, kind, address, index, step, first):
     """Lanes from every ``step``-th of the next count * step numbers, beginning with the ``first``; both are literals.
 
@@ -408,9 +390,57 @@ def count_up(typing, address, index):
     return types.void(types.int64, types.int64), code
 
 
+# Kernels get what they need by address: one signature for all arrays, read-only or not, and cheap calls.
+
+
 @intrinsic
-def call(typing, address):
-    """Call a C function of no arguments, whose result is left; address 0 is no call."""
+def word(typing, address, index):
+    """A whole number of an array of int64."""
+
+    def code(context, builder, sig, args):
+        return builder.load(_pointer(builder, args[0], args[1], I64))
+
+    return types.int64(types.int64, types.int64), code
+
+
+@intrinsic
+def real(typing, address, index):
+    """A number of an array of float64."""
+
+    def code(context, builder, sig, args):
+        return builder.load(_pointer(builder, args[0], args[1], ir.DoubleType()))
+
+    return types.float64(types.int64, types.int64), code
+
+
+@intrinsic
+def set_real(typing, address, index, value):
+    """Set a number of an array of float64."""
+
+    def code(context, builder, sig, args):
+        builder.store(args[2], _pointer(builder, args[0], args[1], ir.DoubleType()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float64), code
+
+
+@intrinsic
+def call(typing, address, arguments):
+    """Call a compiled kernel with a tuple of whole numbers (its kind has no value)."""
+
+    def code(context, builder, sig, args):
+        nothing = ir.Constant(ir.IntType(8).as_pointer(), None)
+        numbers = [builder.extract_value(args[1], k) for k in range(len(args[1].type))]
+        kernel = ir.FunctionType(ir.VoidType(), [nothing.type] + [I64] * len(numbers))
+        builder.call(builder.inttoptr(args[0], kernel.as_pointer()), [nothing, *numbers])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, arguments), code
+
+
+@intrinsic
+def offer(typing, address):
+    """Offer the processor to other threads, by a C function of no arguments; address 0 does nothing."""
 
     def code(context, builder, sig, args):
         with builder.if_then(builder.icmp_signed("!=", args[0], I64(0))):

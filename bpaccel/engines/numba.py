@@ -1,22 +1,24 @@
 """The compiled engine for NumPy arrays: one fused pass over the rows, many steps in one call, on all cores.
 
-The kernels are in `bpaccel.engines.fused`. They are compiled when first needed, for a dtype, the activations and the
-loss, and kept on disk by Numba: a later process loads them.
+The kernels are in `bpaccel.engines.fused`. They are compiled when first needed, and kept on disk by Numba: a later
+process loads them.
 """
 
 import ctypes
+import functools
 import hashlib
 import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 import numba
 from bpaccel.activations import ACTIVATIONS
-from bpaccel.engines import Engine, Sums, fused, lanes, vmath
+from bpaccel.engines import Engine, Sums, fused, lanes, unrolled, vmath
 from bpaccel.losses import LOSSES, _made, get
 from bpaccel.solvers import Adam, GradientDescent, Momentum, Nesterov
 
@@ -29,6 +31,10 @@ STRETCH_BYTES = 32 * 2**10
 SLOT_NUMBERS = 2**17
 # Rows read from files and other arrays at once.
 READ_BLOCKS = 64
+# The most weights, and units with the inputs, of a network whose lesson is written out: what registers can hold.
+UNROLLED_WEIGHTS, UNROLLED_UNITS = 64, 24
+# Below this many multiplications a step, rows times weights, another thread gains less than it costs.
+THREADED_WORK = 2**17
 
 # By exact type: a subclass may do something else, and is called step by step.
 SOLVERS = {
@@ -44,14 +50,27 @@ log = logging.getLogger("bpaccel")
 # Numba's cache looks at the date of one file only, and knows nothing of what that file calls: so the sources, and the
 # version that compiles them, are part of the type of each kernel's first argument.
 def _fingerprint():
-    text = b"".join(Path(module.__file__).read_bytes() for module in (lanes, vmath, fused))
+    text = b"".join(Path(module.__file__).read_bytes() for module in (lanes, vmath, unrolled, fused))
     return hashlib.sha256(text + numba.__version__.encode()).hexdigest()[:16]
 
 
 SOURCE = _fingerprint()
 
 
-def _processor_for_others():
+@functools.cache
+def _kernel(function, numbers, *kind):
+    """A compiled kernel: it must be kept as long as its address is used."""
+    return fused.kernel(function, lanes.Kind(*kind, source=SOURCE), numbers)
+
+
+@functools.cache
+def _drive():
+    compiled = _kernel(fused.drive, 3, "float64", 1)
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 3)(compiled.address)
+
+
+@functools.cache
+def _others():
     """The address of a C function that lets other threads run, or 0."""
     try:
         function = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield
@@ -60,16 +79,13 @@ def _processor_for_others():
     return ctypes.cast(function, ctypes.c_void_p).value
 
 
-OTHERS = _processor_for_others()
-
-
 class Numba(Engine):
     """One fused pass over the rows, compiled; gradient descent, momentum, Nesterov and Adam take their steps inside.
 
     Attributes
     ----------
     compile_seconds : float
-        What compiling, or loading the compiled code from the disk, took this engine.
+        What compiling, or loading compiled code from the disk, took this engine.
     """
 
     name = "numba"
@@ -78,26 +94,17 @@ class Numba(Engine):
 
     def __init__(self, objective, rows, threads=None):
         super().__init__(objective, rows, threads)
-        o, sizes = objective, objective.layer_sizes
-        names = [f.name for f in o.activations]
-        loss, _, number = o.loss.name.partition(":")
-        dtype = np.dtype(rows.dtype)
-        self._dtype = dtype
-        self._kind = lanes.Kind(
-            dtype.name, _lane_count(rows.n, dtype.itemsize), tuple(sorted(set(names))), names[-1], loss, source=SOURCE
-        )
-        self._loss_number = _number_of(o.loss) if number else 0.0
-        self._sizes = np.array(sizes, np.int64)
-        self._codes = np.array([vmath.CODES[name] for name in names], np.int64)
-        self._shapes = [(i + o.bias, out) for i, out in zip(sizes, sizes[1:])]
-        self._ends = np.cumsum([i * out for i, out in self._shapes])
+        sizes, bias = objective.layer_sizes, objective.bias
+        self._dtype = np.dtype(rows.dtype)
+        self._shapes = [(i + bias, o) for i, o in pairwise(sizes)]
+        self._ends = np.cumsum([i * o for i, o in self._shapes])
         self._count = int(self._ends[-1])
-        self._units = sum(sizes) + sizes[-1] + 1
-        self._stretch = _stretch(self._units, dtype.itemsize)
+        self._units = sum(sizes) + sizes[-1] + 1  # with the targets and the rows' weights
+        self._stretch = _stretch(self._units, self._dtype.itemsize)
         # Units a power of two apart would all fall on the same lines of the cache.
-        self._apart = self._stretch + 64 // dtype.itemsize
+        self._apart = self._stretch + 64 // self._dtype.itemsize
         self._owner = None
-        self.compile_seconds = self._compile()
+        self._plan, self._keep = self._planned()
 
     @classmethod
     def refuses(cls, objective, rows, solver):
@@ -129,33 +136,26 @@ class Numba(Engine):
             return super().run(weights, solver, state, batches, rates, step)
         w, state = self._flat(weights), [self._flat(group) for group in state]
         totals = np.empty((len(rates), 4))
-        rules, rates = self._rules(solver), np.array(rates, np.float64)
+        rates = np.array(rates, np.float64)
         if self.rows.arrays is not None:
             job = _Job(self, w, self.rows.arrays, batches.order, batches.starts, batches.stops)
-            job.run(rules, state, rates, step, totals)
+            job.run(solver, state, rates, step, totals)
         else:  # the sums of what is read, then the step, by the same code
             for j in range(len(rates)):
                 sums = self.sums(self._matrices(w), batches.order, batches.starts[j], batches.stops[j])
                 job = _Job(self, w, None, None, [0], [0])
                 job.u[:] = np.concatenate([*(u.ravel() for u in sums.updates), sums.totals])
-                job.run(rules, state, rates[j : j + 1], step + j, totals[j : j + 1], onward=True)
+                job.run(solver, state, rates[j : j + 1], step + j, totals[j : j + 1])
         return self._matrices(w), tuple(self._matrices(group) for group in state), totals
 
     def _sums(self, weights, pieces, order, start, stop):
         """The sums of pieces of rows that begin at multiples of `block_rows`."""
         w, u = self._flat(weights), np.zeros(self._count + fused.TOTALS)
         for piece in pieces:
-            first, last = (0, len(piece[0])) if start is None else (start, stop)
-            job = _Job(self, w, piece, order, [first], [last])
+            job = _Job(self, w, piece, order, [start or 0], [len(piece[0]) if stop is None else stop])
             job.u = u
-            job.run(self._rules(None), (), np.zeros(1), 0, np.empty((1, 4)), onward=True)
+            job.run(None, (), np.zeros(1), 0, np.empty((1, 4)))
         return Sums(self._matrices(u[: self._count]), u[self._count :])
-
-    def _rules(self, solver):
-        o = self.objective
-        code, names = SOLVERS.get(type(solver), (fused.NOTHING, ()))
-        numbers = [float(getattr(solver, name)) for name in names] + [0.0] * (3 - len(names))
-        return fused.Rules(self._loss_number, int(o.reduction == "mean"), o.l1, o.l2, float(o.clip or 0.0), code, *numbers)
 
     def _flat(self, matrices):
         """A copy of all matrices, one after the other, in the dtype of the rows."""
@@ -164,15 +164,47 @@ class Numba(Engine):
     def _matrices(self, flat):
         return [part.reshape(shape) for part, shape in zip(np.split(flat, self._ends[:-1]), self._shapes)]
 
-    def _compile(self):
+    def _planned(self):
+        """What all runs' plans have in common, and what must be kept for it. Compiles what is missing."""
         began = time.perf_counter()
-        known = len(fused.drive.signatures)
-        _Job(self, np.zeros(self._count, self._dtype), None, None, [], []).run(self._rules(None), (), np.zeros(0), 0, np.empty((0, 4)))
-        if len(fused.drive.signatures) == known:
-            return 0.0
-        seconds = time.perf_counter() - began
-        log.info("engine numba: compiled, or loaded from the disk, in %.1f s", seconds)
-        return seconds
+        o, dtype, count = self.objective, self._dtype.name, _lane_count(self.rows.n, self._dtype.itemsize)
+        sizes, names, loss = o.layer_sizes, [f.name for f in o.activations], o.loss.name.partition(":")[0]
+        tables = np.array(sizes, np.int64), np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+        _, functions, slopes = tables
+        small = self._count <= UNROLLED_WEIGHTS and sum(sizes) <= UNROLLED_UNITS
+        count = _lane_count(self.rows.n, self._dtype.itemsize, small)
+        plan = np.zeros(fused.PLAN_WORDS, np.int64)
+        kept = [_kernel(fused.read, 6, dtype, count), _kernel(fused.settle, 2, dtype, 1)]
+        plan[[fused.READ, fused.SETTLE]] = [k.address for k in kept]
+        if small:
+            kept.append(_kernel(fused.learn_unrolled, 4, dtype, count, names[-1], loss, tuple(names), sizes, o.bias))
+        else:
+            for layer, name in enumerate(names):
+                if name != "identity":
+                    function = fused.softmax if name == "softmax" else fused.activations
+                    kept.append(_kernel(function, 5, dtype, count, name))
+                    functions[layer] = kept[-1].address
+                    if layer < len(names) - 1:
+                        kept.append(_kernel(fused.slopes, 5, dtype, count, name))
+                        slopes[layer] = kept[-1].address
+            kept.append(_kernel(fused.output, 5, dtype, count, names[-1], loss))
+            plan[fused.OUTPUT] = kept[-1].address
+            kept.append(_kernel(fused.learn, 4, dtype, count))
+        _drive()
+        plan[fused.LEARN] = kept[-1].address
+        plan[[fused.SIZES, fused.ACTIVATE, fused.SLOPES]] = [table.ctypes.data for table in tables]
+        plan[[fused.DEPTH, fused.BIAS, fused.COUNT]] = len(names), o.bias, self._count
+        plan[[fused.STRETCH, fused.APART, fused.BLOCK]] = self._stretch, self._apart, self.block_rows
+        plan[[fused.OTHERS, fused.MEAN]] = _others(), o.reduction == "mean"
+        target = self._units - 1 - sizes[-1]
+        for field, (columns, unit) in zip(
+            (fused.INPUTS, fused.TARGETS, fused.ROW_WEIGHTS), ((sizes[0], 0), (sizes[-1], target), (1, self._units - 1))
+        ):
+            plan[field + 3 : field + 5] = columns, unit
+        self.compile_seconds = time.perf_counter() - began
+        if self.compile_seconds > 1.0:
+            log.info("engine numba: compiled in %.1f s", self.compile_seconds)
+        return plan, (kept, tables)
 
     def _helpers(self):
         """The pool of threads of this process: a forked child has none of its parent's."""
@@ -186,57 +218,60 @@ class _Job:
 
     def __init__(self, engine, w, arrays, order, starts, stops):
         self.engine, self.w = engine, w
-        self.table, self.kept = _table(arrays)
-        self.order = np.empty(0, np.int64) if order is None else np.ascontiguousarray(order, np.int64)
+        self.plan = engine._plan.copy()
+        self.arrays = () if arrays is None else [x if x is None or _readable(x) else _copied(x) for x in arrays]
+        for field, x in zip((fused.INPUTS, fused.TARGETS, fused.ROW_WEIGHTS), self.arrays):
+            if x is not None:
+                steps = [step // x.itemsize for step in x.strides]
+                self.plan[field : field + 3] = x.ctypes.data, steps[0], steps[-1]
+        self.order = None if order is None else np.ascontiguousarray(order, np.int64)
         self.starts, self.stops = np.array(starts, np.int64), np.array(stops, np.int64)
         length = engine._count + fused.TOTALS
-        rows = int((self.stops - self.starts).max()) if len(self.starts) else 0
+        rows = int((self.stops - self.starts).max())
         blocks = -(-rows // engine.block_rows)
-        self.threads = min(engine.threads, max(blocks, 1))
-        if rows * engine._count < THREADED_WORK:
-            self.threads = 1
+        self.threads = min(engine.threads, max(blocks, 1)) if rows * engine._count >= THREADED_WORK else 1
         self.slots = max(1, min(blocks, max(SLOT_NUMBERS // length, 4 * self.threads)))
-        self.g = np.empty(self.slots * length)
         self.u = np.zeros(length)
 
-    def run(self, rules, state, rates, step, totals, onward=False):
-        shared = _aligned(8 * fused.WORDS)
+    def run(self, solver, state, rates, step, totals):
+        e, o, plan = self.engine, self.engine.objective, self.plan
+        shared = _aligned(8 * fused.SHARED_WORDS)
         shared[:] = 0
-        word = shared.view(np.int64)
-        addresses = [group.ctypes.data for group in state] + [0] * (2 - len(state))
+        solver_code, names = SOLVERS.get(type(solver), (fused.NOTHING, ()))
+        rules = np.zeros(fused.RULE_NUMBERS)
+        rules[: fused.FIRST] = _number_of(o.loss), o.l1, o.l2, o.clip or 0.0
+        rules[fused.FIRST : fused.FIRST + len(names)] = [getattr(solver, name) for name in names]
+        sums = np.empty(self.slots * len(self.u))
+        arrays = (
+            (fused.ORDER, self.order), (fused.WEIGHTS, self.w), (fused.BLOCK_SUMS, sums), (fused.STARTS, self.starts),
+            (fused.STOPS, self.stops), (fused.RATES, rates), (fused.SUMS, self.u), (fused.OUT, totals),
+            (fused.SHARED, shared), (fused.RULES, rules), *zip((fused.STATE, fused.SECOND_STATE), state),
+        )  # fmt: skip
+        for place, array in arrays:
+            plan[place] = 0 if array is None else array.ctypes.data
+        plan[[fused.STEPS, fused.STEP, fused.SLOTS]] = len(rates), step, self.slots
+        plan[[fused.SOLVER, fused.ALONE, fused.ONWARD]] = solver_code, self.threads == 1, len(rates) == 1
 
-        def drive(helper):
-            e = self.engine
+        # A helper may come when the run is over, and looks at the control block then: what it is given holds the memory.
+        def drive(helper, memory):
             scratch = _aligned(e._units * e._apart * e._dtype.itemsize)
-            fused.drive(
-                e._kind, shared.ctypes.data, helper, int(self.threads == 1), self.table, self.order, self.starts,
-                self.stops, e._sizes, e._codes, int(e.objective.bias), e._units, self.w.ctypes.data, e._count,
-                e.block_rows, scratch.ctypes.data, e._stretch, e._apart, self.g, self.slots, self.u, int(onward),
-                rules, *addresses, rates, step, totals, OTHERS,
-            )  # fmt: skip
+            _drive()(None, plan.ctypes.data, helper, scratch.ctypes.data)
 
         try:
             for _ in range(self.threads - 1):
-                self.engine._helpers().submit(drive, 1)
-            drive(0)
+                e._helpers().submit(drive, 1, (self, arrays))
+            drive(0, arrays)
         finally:  # also when Ctrl-C came just before: helpers then find nothing more to do
-            word[fused.END] = 1
-
-
-def _table(arrays):
-    """Where the rows lie, and what must be kept meanwhile."""
-    if arrays is None:
-        return fused.Table(*[0] * 8), ()
-    X, y, w = (x if x is None or _readable(x) else np.array(x, x.dtype.newbyteorder("=")) for x in arrays)
-    size = X.itemsize
-    steps = [x.strides[axis] // size for x in (X, y) for axis in (0, 1)]
-    weight = (0, 0) if w is None else (w.ctypes.data, w.strides[0] // size)
-    return fused.Table(X.ctypes.data, *steps[:2], y.ctypes.data, *steps[2:], *weight), (X, y, w)
+            shared.view(np.int64)[fused.END] = 1
 
 
 def _readable(x):
     """Whether the kernels can read an array where it is; one with numbers at odd places is copied."""
     return x.flags.aligned and x.dtype.isnative and all(step % x.itemsize == 0 for step in x.strides)
+
+
+def _copied(x):
+    return np.array(x, x.dtype.newbyteorder("="), order="C")
 
 
 def _aligned(size, line=64):
@@ -246,11 +281,11 @@ def _aligned(size, line=64):
     return memory[skip : skip + size]
 
 
-def _lane_count(rows, width):
-    """Few rows in all are computed with few lanes; else four of the usual registers hold the lanes."""
-    if rows <= 4:
-        return 4
-    return 64 // width if rows <= 16 else 128 // width
+def _lane_count(rows, width, small=False):
+    """How many rows lanes hold: few rows in all take few lanes; many fill registers."""
+    if rows <= 8:
+        return 8
+    return 64 // width if small else 128 // width
 
 
 def _stretch(units, width):
@@ -268,9 +303,5 @@ def _known(loss, output):
 
 
 def _number_of(loss):
-    """The number of huber:d or quantile:q, which its name may show rounded."""
-    return next(number for (_, number), row in _made.items() if row is loss or row == loss)
-
-
-# Below this many multiplications a step, rows times weights, a second thread gains less than it costs.
-THREADED_WORK = 2**17
+    """The number of huber:d or quantile:q, which its name may show rounded; 0 for a loss without one."""
+    return next((number for (_, number), row in _made.items() if row is loss), 0.0)

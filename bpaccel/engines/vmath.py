@@ -12,13 +12,8 @@ share and which say what they mean.
 """
 
 import math
-from dataclasses import replace
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-
-from bpaccel.engines.lanes import I64, Value, lane_function
+from bpaccel.engines.lanes import lane_function
 
 LOG2_E = 1.4426950408889634
 # Adding MAGIC rounds to a whole number n, and leaves n + the bias of the exponent in the low bits.
@@ -149,7 +144,6 @@ ACTIVATIONS = {
     "softplus": (softplus, lambda a: -expm1_down(-a)),
     "exp": (exp, lambda a: a),
 }
-CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 
 # --- losses: value and error from target and output; ``d`` is the number of huber:d and quantile:d ---
@@ -213,35 +207,19 @@ def output_delta(spec, y, l, d):
 # --- what kernels call ---
 
 
-def _chosen(spec, code, which, value):
-    """A function of the activation ``code``, of those that the kind knows: no branch if it is one alone."""
-    *others, last = (name for name in spec.activations if ACTIVATIONS[name][which])
-    if not others:
-        return ACTIVATIONS[last][which](value)
-    builder = value.builder
-    with builder.if_else(builder.icmp_signed("==", code, I64(CODES[others[0]]))) as (then, otherwise):
-        with then:
-            first = ACTIVATIONS[others[0]][which](value).value
-            from_first = builder.block
-        with otherwise:
-            second = _chosen(replace(spec, activations=(*others[1:], last)), code, which, value).value
-            from_second = builder.block
-    both = builder.phi(value.value.type)
-    both.add_incoming(first, from_first)
-    both.add_incoming(second, from_second)
-    return Value(builder, both)
+# A kind of these two names its activation as the output's.
 
 
 @lane_function
-def activate(spec, code, z):
+def activate(spec, z):
     """Outputs of sums."""
-    return _chosen(spec, code, 0, z)
+    return ACTIVATIONS[spec.output][0](z)
 
 
 @lane_function
-def through_slope(spec, code, error, l):
+def through_slope(spec, error, l):
     """A hidden layer's error times its slope, which is taken from its output."""
-    return error * _chosen(spec, code, 1, l)
+    return error * ACTIVATIONS[spec.output][1](l)
 
 
 @lane_function
@@ -284,9 +262,3 @@ def exp_of_difference(spec, a, b):
 def ratio(spec, a, b):
     """a / b"""
     return a / b
-
-
-@intrinsic
-def is_softmax(typing, kind):
-    """Whether the outputs of a row are coupled by a softmax: known to the compiler."""
-    return types.boolean(kind), lambda context, builder, sig, args: ir.IntType(1)(kind.kind.output == "softmax")
