@@ -247,7 +247,8 @@ def _row(objective, totals, plan):
     if plan.batch_size == plan.n:
         totals = totals[-1:]
     weight = totals[:, 0]
-    # A batch may weigh nothing, if the sample weights of all of its rows are 0.
+    if not weight.sum() > 0:  # batches may weigh nothing, if the sample weights of all of their rows are 0
+        return math.nan, math.nan
     values = objective.value(np.where(weight[:, None] > 0, totals, [1.0, 0, 0, 0]))
     return float(np.sum(weight * values) / weight.sum()), float(totals[:, 2].sum() / weight.sum())
 
