@@ -274,11 +274,12 @@ def why_not(name):
     if importlib.util.find_spec(library.package) is None:
         return f"not installed: {library.remedy}"
     try:
-        trouble = library.trouble(importlib.import_module(library.package))
+        if trouble := library.trouble(importlib.import_module(library.package)):
+            return trouble
         importlib.import_module(library.module)
     except Exception as error:  # a broken install is a reason, not a crash: drivers fail in many ways
         return f"installed, but it does not import: {type(error).__name__}: {error}"
-    return trouble
+    return None
 
 
 def backends():

@@ -206,10 +206,10 @@ class Network:
         X = matrix(X, columns=self.layer_sizes[0])
         backend, dtype, weights = self._place(X)
         with backend.active():
-            parts = [
-                core.forward(weights, backend.asarray(X[at : at + PREDICT_ROWS, ...], dtype), self.activations)[-1]
-                for at in range(0, X.shape[0], PREDICT_ROWS)
-            ]
+            parts = []
+            for at in range(0, X.shape[0], PREDICT_ROWS):
+                rows = X[at : min(at + PREDICT_ROWS, X.shape[0]), ...]
+                parts.append(core.forward(weights, backend.asarray(rows, dtype), self.activations)[-1])
             return self._home(X, backend, parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0))
 
     def layers(self, X):
@@ -254,11 +254,13 @@ class Network:
 
     def to_parts(self):
         """A header of JSON values, and the weights as NumPy arrays: what a file of this network holds."""
-        for part, known in ((self.loss_function, losses), *((f, _activations) for f in self.activations)):
+        # Whether a loss is known depends on the activation that it stands on.
+        parts = [(self.loss_function.name, lambda name: losses.get(name, self.activations[-1].name))]
+        for name, get in parts + [(f.name, _activations.get) for f in self.activations]:
             try:
-                known.get(part.name)
+                get(name)
             except ValueError:
-                message = f"a network with a function of your own ({part.name!r}) cannot be saved: keep its weights instead."
+                message = f"a network with a function of your own ({name!r}) cannot be saved: keep its weights instead."
                 raise ValueError(message) from None
         header = {
             "kind": "network",

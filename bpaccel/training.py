@@ -173,6 +173,8 @@ class _Cut:
     rate: float
 
 
+# What overflows ends in a DivergenceError, which says more than NumPy's warnings.
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, callbacks, history, arrays):
     """Take steps ``step:stop`` with a solver.
 
@@ -281,6 +283,7 @@ def _diverged(network, engine, solver, plan, cuts, history):
             weights, step = new, step + 1
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, history):
     """Take at most ``stop - step`` iterations of L-BFGS-B (SciPy's), over the engine's sums of all rows.
 
@@ -309,15 +312,18 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
         totals = np.append(backend.to_numpy(sums.totals), float(penalty))
         loss = float(engine.objective.value(totals))
         looked[vector.tobytes()] = loss, float(totals[2] / totals[0])
+        while len(looked) > 50:  # an iteration's point is one of its line search's, which looks at 20 at most
+            del looked[next(iter(looked))]
         return loss, -pack(updates)
 
-    def record(vector, rate=1.0):
-        nonlocal step
-        if step % every == 0 or step == stop:
-            history.append(step, step, *looked[vector.tobytes()], rate, time.perf_counter() - began)
-            progress = Progress(network, history, step, rate)
+    def record(vector, last=False):
+        due = step % every == 0 or last
+        if due and history.step[-1:] != [step]:
+            history.append(step, step, *looked[vector.tobytes()], 1.0, time.perf_counter() - began)
+            progress = Progress(network, history, step, 1.0)
             if any([callback(progress) is True for callback in callbacks]):
-                raise StopIteration
+                history.stopped = "callback"
+                raise StopIteration  # SciPy takes it for the end, and returns what it has
 
     def after(result):
         nonlocal step
@@ -334,12 +340,15 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
             raise DivergenceError(message, first, history)
         record(start)
         with engine.held():
-            options = {"maxiter": stop - first, "maxfun": 20 * (stop - first), "gtol": 1e-8}
+            # As far as the precision goes: SciPy's own ftol stops at a relative gain of 2e-9.
+            options = {"maxiter": stop - first, "maxfun": 20 * (stop - first), "gtol": 1e-8, "ftol": 1e-15}
             result = minimize(look, start, jac=True, method="L-BFGS-B", callback=_named(after), options=options)
         network.weights = unpack(result.x)
-        history.stopped = "converged" if result.success else "steps"
-    except StopIteration:
-        history.stopped = "callback"
+        record(result.x, last=True)
+        if history.stopped != "callback" and result.status != 1:  # 1: a limit was reached
+            history.stopped = "converged"  # also where rounding leaves the line search no way down
+    except StopIteration:  # at the first row, before SciPy was called
+        pass
     except KeyboardInterrupt:
         history.stopped = "interrupted"
     history.state = State(step, "lbfgs", None, plan)

@@ -6,6 +6,7 @@ file and one row of `ENGINES`.
 """
 
 import contextlib
+import contextvars
 import importlib
 import os
 from abc import ABC, abstractmethod
@@ -146,7 +147,8 @@ class Engine(ABC):
 
     def __init__(self, objective, rows, threads=None):
         self.objective, self.rows = objective, rows
-        self.threads = thread_count(threads) if self.threaded else 1
+        count = thread_count(threads)
+        self.threads = count if self.threaded else 1
         self.block_rows = self.rows_of_a_block(objective, rows)
         self._pool = None
 
@@ -196,7 +198,8 @@ class Engine(ABC):
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="bpaccel")
         waiting = deque()
         for item in items:
-            waiting.append(self._pool.submit(function, item))
+            # In the caller's context, which holds np.errstate and what else must be the same in all threads.
+            waiting.append(self._pool.submit(contextvars.copy_context().run, function, item))
             if len(waiting) > 2 * self.threads:
                 yield waiting.popleft().result()
         while waiting:
