@@ -17,7 +17,7 @@ from bpaccel.backends import backend as _backend_of_name
 from bpaccel.data import Rows
 from bpaccel.engines import Batches, Engine, Objective, find
 
-# How many times the analysed rounding an engine may be off. Worst seen: 2.3 (blocked in float64, over all cases and backends).
+# How many times the analysed rounding an engine may be off. Worst seen: 2.3, of blocked in float64.
 C = 6.0
 
 
@@ -206,7 +206,9 @@ def check_case(engine, case, backend="numpy"):
     """Raise AssertionError unless the engine is right in this case."""
     off = worst(engine, case, backend)
     if not off <= C:
-        message = f"engine {find(engine).name!r} is off by {off:.3g} times the analysed rounding (at most {C:g}): {case}"
+        message = (
+            f"engine {find(engine).name!r} is off by {off:.3g} times the analysed rounding (at most {C:g}): {case}"
+        )
         raise AssertionError(message)
 
 
@@ -361,7 +363,7 @@ def _check_callers(kind, case, weights, rows, want):
 
 
 def _check_drift(kind, case, place, count):
-    """``count`` equal blocks must sum to ``count`` times one: in float32 they would round to the same side each time."""
+    """``count`` equal blocks must sum to ``count`` times one: float32 would round to the same side each time."""
     case = replace(case, n=block_rows_of(kind, case.dtype, place))
     weights, X, y, w = case.arrays()
     weights = [place.asarray(W, case.dtype) for W in weights]
@@ -379,7 +381,9 @@ def _check_drift(kind, case, place, count):
     for one, many in zip(*found, strict=True):
         off = float(np.max(np.abs(many - count * one) / (count * np.abs(one)))) / eps
         if not off <= (0.01 if case.dtype == "float32" else count):
-            message = f"engine {kind.name!r}: the sum of {count} equal blocks of {case.n:,} rows drifts by {off:.3g} eps"
+            message = (
+                f"engine {kind.name!r}: the sum of {count} equal blocks of {case.n:,} rows drifts by {off:.3g} eps"
+            )
             raise AssertionError(message)
 
 

@@ -101,7 +101,9 @@ def test_every_backend_computes_what_numpy_computes(place):
 
 OUTPUTS = {"log_loss": ["sigmoid", "softmax"], "poisson": ["exp", "softplus"]}
 HIDDEN = [name for name, f in activations.ACTIVATIONS.items() if f.slope is not None]
-PAIRS = [(f, loss, out) for f in HIDDEN for loss in [*losses.LOSSES, *losses.FAMILIES] for out in OUTPUTS.get(loss, [f])]
+PAIRS = [
+    (f, loss, out) for f in HIDDEN for loss in [*losses.LOSSES, *losses.FAMILIES] for out in OUTPUTS.get(loss, [f])
+]
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -37,7 +37,10 @@ def test_the_categorical_error_is_minus_the_derivative():
 def test_values_are_the_known_formulas():
     y, l = _pair("huber")
     e = np.abs(y - l)
-    value = {name: losses.get(name).value(y, l, np) for name in ("squared_error", "absolute_error", "huber:0.3", "quantile:0.9")}
+    value = {
+        name: losses.get(name).value(y, l, np)
+        for name in ("squared_error", "absolute_error", "huber:0.3", "quantile:0.9")
+    }
     np.testing.assert_allclose(value["squared_error"], e * e / 2)
     np.testing.assert_allclose(value["absolute_error"], e)
     np.testing.assert_allclose(value["huber:0.3"], np.where(e <= 0.3, e * e / 2, 0.3 * e - 0.045))

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 import bpaccel as bp
 from bpaccel.storage import read, write
-from bpaccel.training import History
+from bpaccel.history import History
 
 X = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]])
 Y = np.array([0, 1, 1, 0])
@@ -20,7 +20,7 @@ def xor(**options):
 
 def test_layers_and_errors_are_the_articles():
     net = xor()
-    syn0, syn1 = net.weights
+    syn1 = net.weights[1]
     l0, l1, l2 = net.layers(X)
     np.testing.assert_array_equal(l0, X)
     np.testing.assert_allclose(l2, 1 / (1 + np.exp(-(l1 @ syn1))), rtol=1e-14)

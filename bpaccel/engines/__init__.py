@@ -155,7 +155,7 @@ class Engine(ABC):
     @classmethod
     def refuses(cls, objective, rows, solver):
         """Why this engine cannot do it, with the remedy; None if it can."""
-        return None
+        return
 
     @classmethod
     @abstractmethod
