@@ -82,7 +82,8 @@ def _csv_columns(path, text):
         reader = csv.reader(file, strict=True)
         try:
             names = _header(next((row for row in reader if row), []), path)
-            chunks, lines, rows = [[] for _ in names], array("q"), []
+            chunks: list[list] = [[] for _ in names]
+            lines, rows = array("q"), []
             for row in reader:
                 if len(row) != len(names):
                     if not row:

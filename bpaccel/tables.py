@@ -4,7 +4,8 @@ What a network does not know about itself: which column is which input, how numb
 what its outputs are called. All of it is saved with the weights, and `load` gives it back.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -101,9 +102,15 @@ class TableModel:
             infer_task(None, task)
         self.hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         self.activation, self.standardise = activation, bool(standardise)
-        self.seed, self.dtype, self.backend = seed, dtype, backend
+        self.seed, self.dtype, self.backend = _checked_seed(seed), dtype, backend
         self.task, self.reason, self._asked = task, None, task
-        self.names, self.target, self.classes, self.network = (), None, None, None
+        self.names: tuple[str, ...] = ()
+        self.target: Any = None
+        self.classes: Any = None
+        self.network: Any = None
+        self._means: Any = None
+        self._scales: Any = None
+        self._y_mean = self._y_scale = math.nan
 
     def fit(self, table, target, *, epochs=None, steps=None, learning_rate=0.003, batch_size=None, l2=0.01,
             solver="adam", sample_weight=None, **options):  # fmt: skip
@@ -224,10 +231,10 @@ class TableModel:
             If the parts contradict each other.
         """
         try:
-            network = Network.from_parts(header["network"], arrays, backend)
+            network = Network.from_parts(header["network"], arrays)
             model = cls(hidden=network.layer_sizes[1:-1], task=header["task"],
                         activation=network.activations[0].name if len(network.activations) > 1 else "relu",
-                        standardise=header["standardise"], dtype=network.dtype, backend=backend)  # fmt: skip
+                        standardise=header["standardise"], dtype=network.dtype)  # fmt: skip
             model.network, model.reason, model.target = network, header["reason"], header["target"]
             model.names = tuple(header["columns"])
             model._means, model._scales = arrays["scaling.means"], arrays["scaling.scales"]
@@ -238,6 +245,8 @@ class TableModel:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise storage.ModelFileError(f"the model file contradicts itself: {error!r}") from error
+        if backend is not None:
+            model.backend = network.to(backend).backend
         return model
 
     def _check(self):
@@ -327,6 +336,13 @@ def _scaling(column):
     return float(largest * shares.mean()), float(largest * shares.std()) or 1.0
 
 
+def _checked_seed(seed):
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if seed is not None and not (whole and 0 <= seed < 2**32):
+        raise ValueError(f"`seed` must be a whole number from 0 to {2**32 - 1}, or None; got {seed!r}.")
+    return seed
+
+
 def hold_out(table: Table, target, share, seed=None):
     """Two tables: what to learn from, and a share of the rows, drawn at random, to judge by.
 
@@ -338,7 +354,7 @@ def hold_out(table: Table, target, share, seed=None):
     for name in table.names:
         if name != target:
             table.numbers(name)
-    order = np.random.default_rng(seed).permutation(table.rows)
+    order = np.random.default_rng(_checked_seed(seed)).permutation(table.rows)
     count = round(share * table.rows)
     if share and count == 0:
         raise ValueError(f"{table.rows} rows are too few to hold {share:g} of them out: give more rows, or hold out 0.")
@@ -365,8 +381,8 @@ def load(path, backend=None):
     FileNotFoundError
     """
     header, arrays = storage.read(path)
-    kinds = {"network": Network, "table": TableModel}
+    kinds: dict[str, Any] = {"network": Network, "table": TableModel}
     kind = header.get("kind") if isinstance(header, dict) else None
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise storage.ModelFileError(f"{str(path)!r} is of kind {kind!r}, and this bpaccel knows {listed(kinds)} only.")
     return kinds[kind].from_parts(header, arrays, backend)
