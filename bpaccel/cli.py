@@ -72,6 +72,28 @@ def info():
 
 
 @app.command()
+def tutorial(
+    backend: Annotated[str | None, typer.Option(help="Where to compute: library[:device].")] = None,
+    engine: Annotated[str, typer.Option(help="How to compute.")] = "auto",
+    plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg, .pdf, .jpg or .webp.")] = None,
+):
+    """Train the tutorial's two networks, and look at them step by step as it does."""
+    from bpaccel import plots, story
+    from bpaccel.tutorial import three_layer, two_layer
+
+    if plot is not None:
+        plots.check(plot)
+    lessons = []
+    for teach in (two_layer, three_layer):
+        with console.status("training"):
+            lessons.append(teach(backend, engine=engine))
+        story.tell(console, lessons[-1])
+    if plot is not None:
+        plots.tutorial(plot, lessons)
+        console.print(f"picture: {plot}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def train(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A table: .csv, .npy, .npz or .parquet.")],
     target: Annotated[str, typer.Option(help="The column to learn.")],
