@@ -235,7 +235,7 @@ def _moments(lesson):
     reach = max(float(np.max(np.abs(W))) for W in lesson.weights)
     moments = {}
     for look in (lesson.first, lesson.last):
-        blocks = []
+        blocks: list[tuple] = []
         for k, l in enumerate(look.layers):
             blocks.append((ARROW if k else "", f"l{k}", l, "Greys", (0, 1.3)))
             if k < len(look.weights):

@@ -236,7 +236,8 @@ def _teach(name, backend, dtype, engine, steps):
     # The article prints the last layer as its last step computed it, before that step's update: so we stop one step
     # early to look, and then take the last step. Until then the history notes each of the first hundred steps, where
     # most happens, and every 50th of the others.
-    history, step = None, 0
+    history: Any = None
+    step = 0
     for stop, every in ((min(100, steps - 1), 1), (steps - 1, 50)):
         if step < stop:
             history = net.train(X, y, steps=stop - step, record_every=every, resume=history, **how)
