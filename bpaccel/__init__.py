@@ -6,6 +6,7 @@ from bpaccel.data import one_hot
 from bpaccel.history import History
 from bpaccel.network import Network
 from bpaccel.storage import ModelFileError
+from bpaccel.tables import TableModel, load
 from bpaccel.training import DivergenceError
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "History",
     "ModelFileError",
     "Network",
+    "TableModel",
     "backend",
     "backends",
+    "load",
     "one_hot",
     "tutorial",
 ]

@@ -139,6 +139,14 @@ def get(loss, output="identity"):
     return row
 
 
+def known(loss, output):
+    """Whether a `Loss` is a row of ours, and not functions of a user's own."""
+    try:
+        return get(loss.name, output) is loss
+    except ValueError:
+        return False
+
+
 def _find(loss):
     if isinstance(loss, Loss):
         return loss

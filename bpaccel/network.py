@@ -174,7 +174,9 @@ class Network:
         solver = solver if solver == "lbfgs" else solvers.get(solver)
         state = _resumed(resume, solver, plan)
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
-        runner, reason = choose(engine, objective, rows, solver, min(plan.batch_size, rows.n), threads)
+        runner, reason = choose(
+            engine, objective, rows, solver, batch_rows=plan.batch_size, steps=count, threads=threads
+        )
         first = state.step if state else 0
         history = History(**resume.to_dict()) if resume else History()
         history.engine, history.reason = runner.name, reason
@@ -260,14 +262,9 @@ class Network:
 
     def to_parts(self):
         """A header of JSON values, and the weights as NumPy arrays: what a file of this network holds."""
-        # Whether a loss is known depends on the activation that it stands on.
-        parts = [(self.loss_function.name, lambda name: losses.get(name, self.activations[-1].name))]
-        for name, get in parts + [(f.name, _activations.get) for f in self.activations]:
-            try:
-                get(name)
-            except ValueError:
-                message = f"a network with a function of your own ({name!r}) cannot be saved: keep its weights instead."
-                raise ValueError(message) from None
+        if not self._objective("mean", 0.0, 0.0, None).known:
+            message = "a network with a loss or an activation of your own cannot be saved: keep its weights instead."
+            raise ValueError(message)
         header = {
             "kind": "network",
             "layer_sizes": list(self.layer_sizes),
@@ -352,7 +349,7 @@ class Network:
     def _evaluate(self, objective, X, y, sample_weight):
         rows = self._rows(X, y, sample_weight)
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
-        engine, _ = choose("auto", objective, rows, None, rows.n)
+        engine, _ = choose("auto", objective, rows, None, batch_rows=rows.n, steps=1)
         try:
             with rows.backend.active(), engine.held():
                 sums = engine.sums(weights, None, 0, rows.n)

@@ -10,6 +10,7 @@ import pytest
 
 import bpaccel as bp
 from bpaccel import core, training
+from bpaccel.history import Plan
 from bpaccel.solvers import SOLVERS, Momentum
 
 X = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]])
@@ -83,10 +84,10 @@ def test_mini_batches_take_every_row_once_an_epoch():
 
 
 def test_the_order_of_an_epoch_is_the_documented_one():
-    plan = training.Plan(n=10, batch_size=3, shuffle=True, seed=7)
+    plan = Plan(n=10, batch_size=3, shuffle=True, seed=7)
     np.testing.assert_array_equal(plan.order(2), np.random.default_rng([7, 2]).permutation(10))
-    assert training.Plan(10, 3, False, 7).order(0) is None
-    assert training.Plan(10, 10, True, 7).order(0) is None
+    assert Plan(10, 3, False, 7).order(0) is None
+    assert Plan(10, 10, True, 7).order(0) is None
     batches = plan.batches(2, 6, None)
     assert (batches.starts, batches.stops) == ([6, 9, 0, 3], [9, 10, 3, 6])
 
