@@ -7,6 +7,8 @@ its options, calls the module that knows, and prints.
 import importlib.metadata
 import platform
 import sys
+import warnings
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -67,3 +69,128 @@ def info():
         for pool in threadpool_info():
             kind = pool.get("architecture") or pool["user_api"]
             console.print(f"{pool['user_api']}: {pool['internal_api']} {pool['version']}, {kind}, {pool['num_threads']} threads")
+
+
+@app.command()
+def tutorial(
+    backend: Annotated[str | None, typer.Option(help="Where to compute: library[:device].")] = None,
+    engine: Annotated[str, typer.Option(help="How to compute.")] = "auto",
+    plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg, .pdf, .jpg or .webp.")] = None,
+):
+    """Train the tutorial's two networks, and look at them step by step as it does."""
+    from bpaccel import plots, story
+    from bpaccel.tutorial import three_layer, two_layer
+
+    if plot is not None:
+        plots.check(plot)
+    lessons = []
+    for teach in (two_layer, three_layer):
+        with console.status("training"):
+            lessons.append(teach(backend, engine=engine))
+        story.tell(console, lessons[-1])
+    if plot is not None:
+        plots.tutorial(plot, lessons)
+        console.print(f"picture: {plot}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A table: .csv, .npy, .npz or .parquet.")],
+    target: Annotated[str, typer.Option(help="The column to learn.")],
+    out: Annotated[str | None, typer.Option(metavar="MODEL", help="Where to write the model.")] = None,
+    task: Annotated[str | None, typer.Option(help="classification or regression; else inferred.")] = None,
+    hidden: Annotated[str, typer.Option(help="Units of the hidden layers, such as 32,16; '' for none.")] = "32",
+    epochs: Annotated[int, typer.Option(help="How often over all rows.")] = 50,
+    learning_rate: Annotated[float, typer.Option(help="How far a step goes.")] = 0.003,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of a step; else 32, or more for long tables.")] = None,
+    l2: Annotated[float, typer.Option(help="Penalty on the squares of the weights.")] = 0.01,
+    solver: Annotated[str, typer.Option(help="gradient_descent, momentum, nesterov, adam or lbfgs.")] = "adam",
+    activation: Annotated[str, typer.Option(help="Of the hidden layers.")] = "relu",
+    standardise: Annotated[bool, typer.Option(help="Bring each column to mean 0 and deviation 1.")] = True,
+    holdout: Annotated[float, typer.Option(help="The share of the rows that is kept to score the model.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the weights, the order of rows and the share.")] = 0,
+    backend: Annotated[str | None, typer.Option(help="Where to compute: library[:device].")] = None,
+    engine: Annotated[str, typer.Option(help="How to compute.")] = "auto",
+    drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="A column to leave out; repeatable.")] = None,
+):
+    """Learn a column of a table from the others, and say how well on rows that were held out."""
+    from bpaccel import readers, tables
+    from bpaccel.columns import listed
+
+    warnings.simplefilter("ignore", RuntimeWarning)  # a loss that overflows ends in one sentence, not after NumPy's
+    if out is not None:
+        readers.check_place(out, data)
+    table = readers.read_table(data)
+    table.require([target])
+    table = table.drop(drop or [])
+    labels = table.labels(target)
+    task, reason = tables.infer_task(labels, task)
+    rows, held = tables.hold_out(table, target, holdout, seed)
+    model = tables.TableModel(hidden=_hidden(hidden), task=task, activation=activation, standardise=standardise,
+                              seed=seed, backend=backend)  # fmt: skip
+    _say(f"task: {task} of {target!r} ({reason})")
+    _say(f"columns: {len(table.names) - 1}: {listed(name for name in table.names if name != target)}")
+    if task == "classification":
+        classes = sorted(set(labels.tolist()))
+        _say(f"classes: {len(classes)}: {listed(classes)}")
+    _say(f"rows: {rows.rows:,} to learn from, {held.rows if held else 0:,} held out")
+    history = model.fit(rows, target, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, l2=l2,
+                        solver=solver, engine=engine, progress=True)  # fmt: skip
+    if history.stopped == "interrupted":
+        _say(f"interrupted after step {history.state.step:,}: this is the model so far")
+    share = "held-out" if held else "training (nothing was held out)"
+    _say(f"{share} {_score(model, held or rows)}")
+    if out is None:
+        _say("the model is not kept: --out MODEL would write it")
+    else:
+        model.save(out)
+        _say(f"model written to {out}")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="What train wrote.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A table with the model's columns, in any order.")],
+    out: Annotated[str | None, typer.Option(metavar="FILE.csv", help="Where to write; else to the output.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Where to compute: library[:device].")] = None,
+):
+    """Predict each row of a table, as CSV; where the table has the target too, score the predictions."""
+    from bpaccel import readers, tables
+
+    warnings.simplefilter("ignore", RuntimeWarning)
+    if out is not None:
+        readers.check_place(out, model, data)
+    loaded = tables.load(model, backend)
+    if not isinstance(loaded, tables.TableModel):
+        message = f"{model!r} is a bare network, which knows no columns: give a model that `bpaccel train` wrote."
+        raise ValueError(message)
+    table = readers.read_table(data)
+    predicted = loaded.predict(table)
+    if out is None:
+        readers.write_column(sys.stdout, loaded.target, predicted)
+    else:
+        readers.save_column(out, loaded.target, predicted)
+    if loaded.target in table.names:
+        try:
+            score = _score(loaded, table)
+        except ValueError as error:  # a target that is there but not yet known is no reason to fail
+            score = f"no score: {error}"
+        print(score, file=sys.stderr)
+
+
+def _score(model, table):
+    what = "accuracy" if model.task == "classification" else "R^2"
+    return f"{what}: {model.score(table):.4f} on {table.rows:,} rows"
+
+
+def _hidden(text):
+    try:
+        return tuple(int(size) for size in text.split(",") if text.strip())
+    except ValueError:
+        message = f"`hidden` must be whole numbers with commas between them, such as 32,16; got {text!r}."
+        raise ValueError(message) from None
+
+
+def _say(text):
+    # Names from the user's files may look like Rich's markup.
+    console.print(text, markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ The sign is the tutorial's: an update is *minus* the gradient of the loss, summe
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def init_weights(layer_sizes, init="uniform", seed=None, bias=False):
     """
     random = seed if isinstance(seed, np.random.RandomState) else np.random.RandomState(seed)
     weights = []
-    for inputs, outputs in zip(layer_sizes, layer_sizes[1:]):
+    for inputs, outputs in pairwise(layer_sizes):
         bound = INITS[init](inputs, outputs)
         weights.append(random.uniform(-bound, bound, (inputs + bias, outputs)))
     return weights

@@ -53,11 +53,12 @@ def matrix(x, name="X", columns=None):
 def targets(y, rows, columns):
     """``y`` as a 2-D array of shape (rows, columns); a 1-D one is one column."""
     y = numbers(y, "y")
-    if y.ndim == 1 and columns == 1:
-        y = y[:, None]
-    if y.ndim != 2 or tuple(y.shape) != (rows, columns):
+    shape = tuple(y.shape)
+    if columns == 1 and shape == (rows,):
+        return y[:, None]
+    if shape != (rows, columns):
         raise ValueError(f"`y` must be of shape ({rows}, {columns}), a row for each row of X and a column for each "
-                         f"output; got shape {tuple(y.shape)}.")  # fmt: skip
+                         f"output; got shape {shape}.")  # fmt: skip
     return y
 
 

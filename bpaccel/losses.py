@@ -40,7 +40,7 @@ class Loss:
     targets: tuple = (-math.inf, math.inf)
 
 
-# Probabilities are clipped to [eps, 1 - eps], as scikit-learn does, so that a sure and wrong answer costs a finite loss.
+# Probabilities are clipped to [eps, 1 - eps], as scikit-learn does: a sure and wrong answer costs a finite loss.
 def _clipped(l, xp):
     eps = float(xp.finfo(l.dtype).eps)
     return xp.clip(l, eps, 1.0 - eps)
@@ -104,7 +104,9 @@ LOSSES = {
 FAMILIES = {"huber": (_huber, 1.0, 0.0, math.inf), "quantile": (_quantile, 0.5, 0.0, 1.0)}
 
 # What "log_loss" means over a softmax: one class of many, not many yes-or-no answers.
-_CATEGORICAL = Loss("log_loss", _categorical_value, lambda y, l, xp: y / _clipped(l, xp), ("softmax",), ("softmax",), (0, 1))
+_CATEGORICAL = Loss(
+    "log_loss", _categorical_value, lambda y, l, xp: y / _clipped(l, xp), ("softmax",), ("softmax",), (0, 1)
+)
 
 _made = {}  # one row per name, so that equal names are equal rows
 
@@ -129,10 +131,20 @@ def get(loss, output="identity"):
     if row is LOSSES["log_loss"] and output == "softmax":
         return _CATEGORICAL
     if row.outputs is not None and output not in row.outputs:
-        raise ValueError(f"`loss` {row.name!r} needs an output activation of {' or '.join(row.outputs)}; got {output!r}.")
+        raise ValueError(
+            f"`loss` {row.name!r} needs an output activation of {' or '.join(row.outputs)}; got {output!r}."
+        )
     if output == "softmax" and "softmax" not in row.cancels:
         raise ValueError(f"the output activation softmax goes with loss='log_loss' only; got {row.name!r}.")
     return row
+
+
+def known(loss, output):
+    """Whether a `Loss` is a row of ours, and not functions of a user's own."""
+    try:
+        return get(loss.name, output) is loss
+    except ValueError:
+        return False
 
 
 def _find(loss):
@@ -147,7 +159,9 @@ def _find(loss):
             return _family(name, text)
         if loss in LOSSES:
             return LOSSES[loss]
-    raise ValueError(f"`loss` must be one of {', '.join([*LOSSES, *FAMILIES])}, or a pair (value, derivative); got {loss!r}.")
+    raise ValueError(
+        f"`loss` must be one of {', '.join([*LOSSES, *FAMILIES])}, or a pair (value, derivative); got {loss!r}."
+    )
 
 
 def _family(name, text):

@@ -9,8 +9,10 @@ from bpaccel import activations as _activations
 from bpaccel import core, losses, solvers, storage, training
 from bpaccel.backends import backend as _backend_of_name
 from bpaccel.backends import backend_of, resolve
+from bpaccel.checks import positive, sizes, whole
 from bpaccel.data import Rows, check_targets, float_dtype, matrix, numbers, targets
 from bpaccel.engines import Objective, choose
+from bpaccel.history import History, Plan
 
 PREDICT_ROWS = 2**16  # rows that predict feeds forward at once, so that its memory is bounded
 
@@ -46,11 +48,13 @@ class Network:
 
     def __init__(self, layer_sizes, *, activation="sigmoid", loss="squared_error", bias=False, init="uniform",
                  seed=None, dtype=None, backend=None):  # fmt: skip
-        self.layer_sizes = _sizes(layer_sizes)
+        self.layer_sizes = sizes(layer_sizes)
         pairs = len(self.layer_sizes) - 1
         names = [activation] * pairs if isinstance(activation, (str, _activations.Activation)) else list(activation)
         if len(names) != pairs:
-            raise ValueError(f"`activation` must be one name, or one for each of the {pairs} weight matrices; got {names}.")
+            raise ValueError(
+                f"`activation` must be one name, or one for each of the {pairs} weight matrices; got {names}."
+            )
         self.activations = tuple(map(_activations.get, names))
         for f in self.activations[:-1]:
             if f.slope is None:
@@ -165,14 +169,16 @@ class Network:
         rows = self._rows(X, y, sample_weight, fix=True)
         plan = _plan(rows.n, batch_size, shuffle, seed, resume)
         count = _count(steps, epochs, plan)
-        every = _whole("record_every", record_every) if record_every is not None else -(-count // 100)
-        learning_rate = _positive("learning_rate", learning_rate)
+        every = whole("record_every", record_every) if record_every is not None else -(-count // 100)
+        learning_rate = positive("learning_rate", learning_rate)
         solver = solver if solver == "lbfgs" else solvers.get(solver)
         state = _resumed(resume, solver, plan)
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
-        runner, reason = choose(engine, objective, rows, solver, min(plan.batch_size, rows.n), threads)
+        runner, reason = choose(
+            engine, objective, rows, solver, batch_rows=plan.batch_size, steps=count, threads=threads
+        )
         first = state.step if state else 0
-        history = training.History(**resume.to_dict()) if resume else training.History()
+        history = History(**resume.to_dict()) if resume else History()
         history.engine, history.reason = runner.name, reason
         callbacks = list(callbacks)
         common = {"step": first, "stop": first + count, "every": every, "callbacks": callbacks, "history": history}
@@ -180,7 +186,9 @@ class Network:
             with rows.backend.active(), training.bar(history, first, count, callbacks, show=progress):
                 if solver == "lbfgs":
                     if plan.batch_size < rows.n:
-                        raise ValueError("`batch_size` does not go with solver='lbfgs', which looks at all rows at once.")
+                        raise ValueError(
+                            "`batch_size` does not go with solver='lbfgs', which looks at all rows at once."
+                        )
                     training.minimise(self, weights, runner, plan, **common)
                 else:
                     arrays = solver.start(weights)
@@ -206,10 +214,10 @@ class Network:
         X = matrix(X, columns=self.layer_sizes[0])
         backend, dtype, weights = self._place(X)
         with backend.active():
-            parts = [
-                core.forward(weights, backend.asarray(X[at : at + PREDICT_ROWS, ...], dtype), self.activations)[-1]
-                for at in range(0, X.shape[0], PREDICT_ROWS)
-            ]
+            parts = []
+            for at in range(0, X.shape[0], PREDICT_ROWS):
+                rows = X[at : min(at + PREDICT_ROWS, X.shape[0]), ...]
+                parts.append(core.forward(weights, backend.asarray(rows, dtype), self.activations)[-1])
             return self._home(X, backend, parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0))
 
     def layers(self, X):
@@ -254,12 +262,9 @@ class Network:
 
     def to_parts(self):
         """A header of JSON values, and the weights as NumPy arrays: what a file of this network holds."""
-        for part, known in ((self.loss_function, losses), *((f, _activations) for f in self.activations)):
-            try:
-                known.get(part.name)
-            except ValueError:
-                message = f"a network with a function of your own ({part.name!r}) cannot be saved: keep its weights instead."
-                raise ValueError(message) from None
+        if not self._objective("mean", 0.0, 0.0, None).known:
+            message = "a network with a loss or an activation of your own cannot be saved: keep its weights instead."
+            raise ValueError(message)
         header = {
             "kind": "network",
             "layer_sizes": list(self.layer_sizes),
@@ -289,9 +294,10 @@ class Network:
         return network if backend is None else network.to(backend)
 
     def __repr__(self):
-        where = self.backend or "where X lives"
-        return (f"Network({list(self.layer_sizes)}, activation={[f.name for f in self.activations]}, "
-                f"loss={self.loss_function.name!r}, bias={self.bias}, dtype={self.dtype!r}, backend={where!r})")  # fmt: skip
+        names = [f.name for f in self.activations]
+        options = {"activation": names, "loss": self.loss_function.name, "bias": self.bias, "dtype": self.dtype}
+        text = ", ".join(f"{name}={value!r}" for name, value in {**options, "backend": self.backend}.items())
+        return f"Network({list(self.layer_sizes)}, {text})"
 
     def __str__(self):
         lines = [f"Network {'-'.join(map(str, self.layer_sizes))}, loss {self.loss_function.name}, "
@@ -307,7 +313,7 @@ class Network:
         for name, value in (("l1", l1), ("l2", l2)):
             if not (np.isscalar(value) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"`{name}` must be a finite number of at least 0; got {value!r}.")
-        clip = None if clip is None else _positive("clip", clip)
+        clip = None if clip is None else positive("clip", clip)
         return Objective(self.layer_sizes, self.activations, self.loss_function, self.bias, reduction, float(l1),
                          float(l2), clip)  # fmt: skip
 
@@ -343,7 +349,7 @@ class Network:
     def _evaluate(self, objective, X, y, sample_weight):
         rows = self._rows(X, y, sample_weight)
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
-        engine, _ = choose("auto", objective, rows, None, rows.n)
+        engine, _ = choose("auto", objective, rows, None, batch_rows=rows.n, steps=1)
         try:
             with rows.backend.active(), engine.held():
                 sums = engine.sums(weights, None, 0, rows.n)
@@ -352,41 +358,18 @@ class Network:
             engine.close()
 
 
-def _sizes(layer_sizes):
-    sizes = tuple(layer_sizes) if not isinstance(layer_sizes, int) else (layer_sizes,)
-    if len(sizes) < 2 or not all(_is_whole(size) for size in sizes):
-        raise ValueError(f"`layer_sizes` must be at least two whole numbers of at least 1, inputs first; got {layer_sizes!r}.")
-    return tuple(map(int, sizes))
-
-
-def _is_whole(value):
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
-
-
-def _whole(name, value):
-    if not _is_whole(value):
-        raise ValueError(f"`{name}` must be a whole number of at least 1; got {value!r}.")
-    return int(value)
-
-
-def _positive(name, value):
-    if not (np.isscalar(value) and not isinstance(value, str) and math.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` must be a finite number above 0; got {value!r}.")
-    return float(value)
-
-
 def _plan(n, batch_size, shuffle, seed, resume):
-    size = n if batch_size is None else min(_whole("batch_size", batch_size), n)
+    size = n if batch_size is None else min(whole("batch_size", batch_size), n)
     if seed is None:
         state = resume.state if resume else None
         seed = state.plan.seed if state else np.random.SeedSequence().entropy % 2**63
-    return training.Plan(n, size, bool(shuffle), int(seed))
+    return Plan(n, size, bool(shuffle), int(seed))
 
 
 def _count(steps, epochs, plan):
     if (steps is None) == (epochs is None):
         raise ValueError(f"give exactly one of `steps` (updates) and `epochs`; got steps={steps!r}, epochs={epochs!r}.")
-    return _whole("steps", steps) if epochs is None else _whole("epochs", epochs) * plan.steps_per_epoch
+    return whole("steps", steps) if epochs is None else whole("epochs", epochs) * plan.steps_per_epoch
 
 
 def _resumed(resume, solver, plan):
@@ -397,7 +380,9 @@ def _resumed(resume, solver, plan):
     if state is None:
         raise ValueError("`resume` must be a History that train returned; this one has no state.")
     if solver == "lbfgs":
-        raise ValueError("`resume` does not go with solver='lbfgs', which keeps no state; leave it out to go on from here.")
+        raise ValueError(
+            "`resume` does not go with solver='lbfgs', which keeps no state; leave it out to go on from here."
+        )
     if (state.solver, state.plan) != (solver, plan):
         raise ValueError(f"`resume` must go on with the same solver, rows, batch_size, shuffle and seed: "
                          f"it was {state.solver} on {state.plan}; got {solver} on {plan}.")  # fmt: skip

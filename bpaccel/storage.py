@@ -6,7 +6,6 @@ are equal bytes.
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,8 @@ class ModelFileError(ValueError):
 
 def write(path, header, arrays):
     """Write a header (JSON values) and a dict of NumPy arrays."""
+    import tempfile
+
     from safetensors.numpy import save
 
     path = Path(path)

@@ -1,4 +1,4 @@
-"""Training: the loop over steps, and what it remembers.
+"""Training: the loop over steps, and its second form, L-BFGS.
 
 The loop asks an engine to `run` some steps, looks at their totals, and goes on. It cuts at the rows of the history,
 at epochs, and about every second (Ctrl-C is seen there); no cut changes a bit of the result.
@@ -7,17 +7,16 @@ at epochs, and about every second (Ctrl-C is seen there); no cut changes a bit o
 import contextlib
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from bpaccel.backends import namespace
-from bpaccel.engines import Batches
+from bpaccel.history import Progress, State
 
 SLICE_SECONDS = 0.5  # how long the loop leaves an engine alone
-COLUMNS = ("step", "epoch", "loss", "error", "rate", "seconds")
 
 
 class DivergenceError(ArithmeticError):
@@ -37,133 +36,6 @@ class DivergenceError(ArithmeticError):
 
 
 @dataclass(frozen=True)
-class State:
-    """What a resumed training needs beside the weights: where it stopped, and what must not change."""
-
-    step: int
-    solver: Any
-    arrays: Any
-    plan: Any
-
-
-@dataclass
-class History:
-    """What training saw: columns of plain numbers, a row for each recorded step.
-
-    Row ``s`` holds what step ``s`` computed *before* its update, as the tutorial prints it; with mini-batches, the
-    weighted mean since the row before.
-
-    Attributes
-    ----------
-    step, epoch : list of int
-    loss : list of float
-        The objective that is minimised, penalty included.
-    error : list of float
-        The weighted mean of ``|y - output|``.
-    rate : list of float
-        The learning rate of the step.
-    seconds : list of float
-        Since training began.
-    engine, reason : str
-        Which engine ran, and why it was chosen.
-    stopped : {"steps", "callback", "interrupted", "converged"}
-        Why training ended.
-    state : State
-        For ``train(resume=history)``.
-    """
-
-    step: list = field(default_factory=list)
-    epoch: list = field(default_factory=list)
-    loss: list = field(default_factory=list)
-    error: list = field(default_factory=list)
-    rate: list = field(default_factory=list)
-    seconds: list = field(default_factory=list)
-    engine: str = ""
-    reason: str = ""
-    stopped: str = ""
-    state: State | None = field(default=None, repr=False)
-
-    def append(self, *row):
-        """Add one row, in the order of the columns."""
-        for name, value in zip(COLUMNS, row, strict=True):
-            getattr(self, name).append(value)
-
-    def to_dict(self):
-        """The columns as ``{name: list}``, ready for a DataFrame or for JSON."""
-        return {name: list(getattr(self, name)) for name in COLUMNS}
-
-    def __len__(self):
-        return len(self.step)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which rows each step takes: a pure function of the step, so that a resumed run goes on as if never stopped.
-
-    Attributes
-    ----------
-    n : int
-        Rows in all.
-    batch_size : int
-        Rows of a step; an epoch's last batch may be short.
-    shuffle : bool
-    seed : int
-        The order of epoch ``e`` is ``default_rng([seed, e]).permutation(n)``.
-    """
-
-    n: int
-    batch_size: int
-    shuffle: bool
-    seed: int
-
-    @property
-    def steps_per_epoch(self):
-        return -(-self.n // self.batch_size)
-
-    @property
-    def shuffled(self):
-        """Whether the order of the rows matters: a full batch is the same sum in any order."""
-        return self.shuffle and self.batch_size < self.n
-
-    def epoch(self, step):
-        return step // self.steps_per_epoch
-
-    def end_of_epoch(self, step):
-        """The first step after ``step``'s epoch."""
-        return (self.epoch(step) + 1) * self.steps_per_epoch
-
-    def order(self, epoch):
-        """The order of an epoch's rows; None for their own."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.n) if self.shuffled else None
-
-    def batches(self, step, stop, order):
-        """The `Batches` of steps ``step:stop``."""
-        starts = [(s % self.steps_per_epoch) * self.batch_size for s in range(step, stop)]
-        return Batches(order, starts, [min(first + self.batch_size, self.n) for first in starts])
-
-
-@dataclass
-class Progress:
-    """What a callback gets at each row of the history; returning True from it stops the training.
-
-    Attributes
-    ----------
-    network : Network
-        With the weights after the step.
-    history : History
-        So far; its last row is the step's.
-    step : int
-    rate : float
-        The learning rate; set it to change that of the steps to come.
-    """
-
-    network: Any
-    history: History
-    step: int
-    rate: float
-
-
-@dataclass(frozen=True)
 class _Cut:
     """Where the engine was sent off, for a replay."""
 
@@ -173,6 +45,8 @@ class _Cut:
     rate: float
 
 
+# What overflows ends in a DivergenceError, which says more than NumPy's warnings.
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, callbacks, history, arrays):
     """Take steps ``step:stop`` with a solver.
 
@@ -206,6 +80,7 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
     limit, order, epoch = 1, None, None
     cuts, seen = [], []
     history.stopped = "steps"
+    done = (step, weights, arrays)  # set as one, so that Ctrl-C never finds a part of a step
     try:
         while step < stop:
             if plan.epoch(step) != epoch:
@@ -225,21 +100,27 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
             limit = max(1, min(8 * limit, int(SLICE_SECONDS * (end - step) / max(spent, 1e-9))))
             if not (np.all(np.isfinite(totals)) and _finite(weights)):
                 raise _diverged(network, engine, solver, plan, cuts, history)
-            network.weights, step = weights, end
+            step, done = end, (end, weights, arrays)
+            network.weights = weights
             seen.append(totals)
             if step == row + 1:
                 loss, error = _row(engine.objective, np.concatenate(seen), plan)
                 seen = []
                 history.append(row, plan.epoch(row), loss, error, rate, time.perf_counter() - began)
                 progress = Progress(network, history, row, rate)
-                # All of them are asked, also after one said stop.
-                if any([callback(progress) is True for callback in callbacks]):
+                if _asked_to_stop(callbacks, progress):
                     history.stopped = "callback"
                     break
                 rate = progress.rate
     except KeyboardInterrupt:
         history.stopped = "interrupted"
+    step, network.weights, arrays = done
     history.state = State(step, solver, arrays, plan)
+
+
+def _asked_to_stop(callbacks, progress):
+    answers = [callback(progress) for callback in callbacks]  # all of them are asked, also after one said stop
+    return any(answer is True for answer in answers)
 
 
 def _row(objective, totals, plan):
@@ -247,7 +128,8 @@ def _row(objective, totals, plan):
     if plan.batch_size == plan.n:
         totals = totals[-1:]
     weight = totals[:, 0]
-    # A batch may weigh nothing, if the sample weights of all of its rows are 0.
+    if not weight.sum() > 0:  # batches may weigh nothing, if the sample weights of all of their rows are 0
+        return math.nan, math.nan
     values = objective.value(np.where(weight[:, None] > 0, totals, [1.0, 0, 0, 0]))
     return float(np.sum(weight * values) / weight.sum()), float(totals[:, 2].sum() / weight.sum())
 
@@ -278,8 +160,11 @@ def _diverged(network, engine, solver, plan, cuts, history):
                 message = f"{what} at step {step}; the weights of the last finite step are kept. {remedy}"
                 return DivergenceError(message, step, history)
             weights, step = new, step + 1
+    message = "the loss became nan or infinite, but not when the steps were taken again, one by one."
+    return DivergenceError(message, cuts[-1].step, history)
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, history):
     """Take at most ``stop - step`` iterations of L-BFGS-B (SciPy's), over the engine's sums of all rows.
 
@@ -308,15 +193,17 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
         totals = np.append(backend.to_numpy(sums.totals), float(penalty))
         loss = float(engine.objective.value(totals))
         looked[vector.tobytes()] = loss, float(totals[2] / totals[0])
+        while len(looked) > 50:  # an iteration's point is one of its line search's, which looks at 20 at most
+            del looked[next(iter(looked))]
         return loss, -pack(updates)
 
-    def record(vector, rate=1.0):
-        nonlocal step
-        if step % every == 0 or step == stop:
-            history.append(step, step, *looked[vector.tobytes()], rate, time.perf_counter() - began)
-            progress = Progress(network, history, step, rate)
-            if any([callback(progress) is True for callback in callbacks]):
-                raise StopIteration
+    def record(vector, last=False):
+        due = step % every == 0 or last
+        if due and history.step[-1:] != [step]:
+            history.append(step, step, *looked[vector.tobytes()], 1.0, time.perf_counter() - began)
+            if _asked_to_stop(callbacks, Progress(network, history, step, 1.0)):
+                history.stopped = "callback"
+                raise StopIteration  # SciPy takes it for the end, and returns what it has
 
     def after(result):
         nonlocal step
@@ -333,12 +220,15 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
             raise DivergenceError(message, first, history)
         record(start)
         with engine.held():
-            options = {"maxiter": stop - first, "maxfun": 20 * (stop - first), "gtol": 1e-8}
+            # As far as the precision goes: SciPy's own ftol stops at a relative gain of 2e-9.
+            options = {"maxiter": stop - first, "maxfun": 20 * (stop - first), "gtol": 1e-8, "ftol": 1e-15}
             result = minimize(look, start, jac=True, method="L-BFGS-B", callback=_named(after), options=options)
         network.weights = unpack(result.x)
-        history.stopped = "converged" if result.success else "steps"
-    except StopIteration:
-        history.stopped = "callback"
+        record(result.x, last=True)
+        if history.stopped != "callback" and result.status != 1:  # 1: a limit was reached
+            history.stopped = "converged"  # also where rounding leaves the line search no way down
+    except StopIteration:  # at the first row, before SciPy was called
+        pass
     except KeyboardInterrupt:
         history.stopped = "interrupted"
     history.state = State(step, "lbfgs", None, plan)

@@ -6,6 +6,7 @@ file and one row of `ENGINES`.
 """
 
 import contextlib
+import contextvars
 import importlib
 import os
 from abc import ABC, abstractmethod
@@ -14,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bpaccel.activations import Activation
+from bpaccel import losses
+from bpaccel.activations import ACTIVATIONS, Activation
 from bpaccel.backends import namespace
 from bpaccel.losses import Loss
 
@@ -78,6 +80,12 @@ class Objective:
     l1: float = 0.0
     l2: float = 0.0
     clip: float | None = None
+
+    @property
+    def known(self):
+        """Whether all activations and the loss are rows of our tables, and not functions of a user's own."""
+        ours = [ACTIVATIONS.get(f.name) is f for f in self.activations]
+        return all(ours) and losses.known(self.loss, self.activations[-1].name)
 
     def finish(self, weights, sums):
         """The updates of a step, reduced, penalised and clipped, and the penalty (a 0-D array, not yet reduced)."""
@@ -146,14 +154,15 @@ class Engine(ABC):
 
     def __init__(self, objective, rows, threads=None):
         self.objective, self.rows = objective, rows
-        self.threads = thread_count(threads) if self.threaded else 1
+        count = thread_count(threads)
+        self.threads = count if self.threaded else 1
         self.block_rows = self.rows_of_a_block(objective, rows)
         self._pool = None
 
     @classmethod
     def refuses(cls, objective, rows, solver):
         """Why this engine cannot do it, with the remedy; None if it can."""
-        return None
+        return
 
     @classmethod
     @abstractmethod
@@ -196,7 +205,8 @@ class Engine(ABC):
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="bpaccel")
         waiting = deque()
         for item in items:
-            waiting.append(self._pool.submit(function, item))
+            # In the caller's context, which holds np.errstate and what else must be the same in all threads.
+            waiting.append(self._pool.submit(contextvars.copy_context().run, function, item))
             if len(waiting) > 2 * self.threads:
                 yield waiting.popleft().result()
         while waiting:
@@ -236,7 +246,11 @@ class Engine(ABC):
 
 
 # Each row is where an engine lives: a module is imported when its engine is asked for.
-ENGINES = {"array": "bpaccel.engines.blocked:Array", "blocked": "bpaccel.engines.blocked:Blocked"}
+ENGINES = {
+    "array": "bpaccel.engines.blocked:Array",
+    "blocked": "bpaccel.engines.blocked:Blocked",
+    "jit": "bpaccel.engines.jit:Jit",
+}
 
 
 def find(name):
@@ -249,7 +263,7 @@ def find(name):
     return getattr(importlib.import_module(module), attribute)
 
 
-def choose(name, objective, rows, solver, batch_rows, threads=None):
+def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
     """An engine for the work, and why this one.
 
     Parameters
@@ -261,6 +275,8 @@ def choose(name, objective, rows, solver, batch_rows, threads=None):
     solver : Solver
     batch_rows : int
         Rows of a step.
+    steps : int
+        How many steps are to be taken.
     threads : int, optional
 
     Returns
@@ -274,7 +290,7 @@ def choose(name, objective, rows, solver, batch_rows, threads=None):
         If the engine does not exist, or refuses the work.
     """
     if name == "auto":
-        name, reason = _automatic(objective, rows, batch_rows)
+        name, reason = _automatic(objective, rows, batch_rows, steps)
     else:
         reason = "asked for"
     kind = find(name)
@@ -284,15 +300,18 @@ def choose(name, objective, rows, solver, batch_rows, threads=None):
 
 
 # Looks at the work alone, never at clocks or caches: the second run of a script gives the bits of the first.
-def _automatic(objective, rows, batch_rows):
+def _automatic(objective, rows, batch_rows, steps):
+    library = rows.backend.library.name
     block = find("blocked").rows_of_a_block(objective, rows)
-    if batch_rows <= block and rows.arrays is not None:
-        return "array", f"a step's {batch_rows:,} rows fit one block of {block:,}"
     if rows.arrays is None:
         return "blocked", "the rows are not all in memory on this backend, and are read block by block"
-    if rows.backend.library.name == "numpy":
+    if library == "jax" and steps > 1 and objective.known:
+        return "jit", f"JAX compiles the {steps:,} steps into one loop"
+    if batch_rows <= block:
+        return "array", f"a step's {batch_rows:,} rows fit one block of {block:,}"
+    if library == "numpy":
         return "blocked", f"a step's {batch_rows:,} rows are more than one block of {block:,}, which stays in the cache"
-    return "array", f"{rows.backend.library.name} computes {batch_rows:,} rows best in whole passes"
+    return "array", f"{library} computes {batch_rows:,} rows best in whole passes"
 
 
 def thread_count(threads=None):

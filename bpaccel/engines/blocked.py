@@ -27,10 +27,7 @@ class Array(Engine):
         return rows.n
 
     def block(self, weights, X, y, w):
-        o = self.objective
-        layers = core.forward(weights, X, o.activations)
-        deltas = core.backward(weights, layers, y, o.activations, o.loss, w)
-        return Sums(core.batch_updates(layers, deltas, o.bias), totals(o.loss, layers[-1], y, w))
+        return core_sums(self.objective, weights, X, y, w)
 
 
 class Blocked(Array):
@@ -66,6 +63,14 @@ def _blas_controller():
     except ImportError:
         return None
     return ThreadpoolController()
+
+
+def core_sums(objective, weights, X, y, w):
+    """What the core says of some rows: the `Sums` that every engine must compute."""
+    layers = core.forward(weights, X, objective.activations)
+    deltas = core.backward(weights, layers, y, objective.activations, objective.loss, w)
+    updates = core.batch_updates(layers, deltas, objective.bias)
+    return Sums(updates, totals(objective.loss, layers[-1], y, w))
 
 
 def totals(loss, l, y, w):

@@ -1,0 +1,388 @@
+"""TableModel: a network for tables, with its column names, its scaling and its class names.
+
+What a network does not know about itself: which column is which input, how numbers were brought to one scale, and
+what its outputs are called. All of it is saved with the weights, and `load` gives it back.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpaccel import storage
+from bpaccel.backends import resolve
+from bpaccel.columns import Table, as_table, listed
+from bpaccel.data import one_hot
+from bpaccel.network import Network
+from bpaccel.training import DivergenceError
+
+FEW_CLASSES = 20  # a column of whole numbers with more different values than this is a quantity, not a class
+MOST_STEPS = 500  # of an epoch, where the size of a batch is not given: large tables take larger batches
+TASKS = ("classification", "regression")
+
+
+class Task(NamedTuple):
+    """What is to be learned, ``"classification"`` or ``"regression"``, and why this was chosen."""
+
+    name: str
+    reason: str
+
+
+def infer_task(labels, asked=None):
+    """Whether a target column is a class or a quantity.
+
+    Parameters
+    ----------
+    labels : array of shape (N,)
+        The target.
+    asked : {"classification", "regression"}, optional
+        What was asked for, which then is the answer.
+
+    Returns
+    -------
+    Task
+    """
+    if asked is not None:
+        if asked not in TASKS:
+            raise ValueError(
+                f"`task` must be {' or '.join(TASKS)}, or None to infer it from the target; got {asked!r}."
+            )
+        return Task(asked, "asked for")
+    if labels.dtype.kind not in "biuf":
+        return Task("classification", "the target is text")
+    if labels.dtype.kind == "b":
+        return Task("classification", "the target is true or false")
+    different = len(np.unique(labels))
+    if labels.dtype.kind == "f" and np.any(labels != np.rint(labels)):
+        return Task("regression", "the target has fractions")
+    if different <= FEW_CLASSES and 2 * different <= len(labels):
+        return Task("classification", f"the target is whole numbers with only {different} different values")
+    return Task("regression", f"the target is numbers with {different:,} different values")
+
+
+class TableModel:
+    """A network that learns one column of a table from the others.
+
+    A table is a dict of names and 1-D columns, a DataFrame (pandas, polars), or what `bpaccel.readers.read_table`
+    returns. Columns are brought to the host and scaled there; the network computes on ``backend``.
+
+    Parameters
+    ----------
+    hidden : sequence of int
+        Units of the hidden layers; none for a linear model.
+    task : {"classification", "regression"}, optional
+        By default inferred from the target: see `infer_task`.
+    activation : str
+        Of the hidden layers.
+    standardise : bool
+        Whether each input, and the target of a regression, is brought to mean 0 and standard deviation 1.
+    seed : int, optional
+        Of the weights and of the order of the rows.
+    dtype : {"float32", "float64"}, optional
+        What to compute in; by default the widest that the backend has.
+    backend : str, optional
+        Where to compute, ``library[:device]``.
+
+    Attributes
+    ----------
+    task : str
+    reason : str
+        Why this task.
+    names : tuple of str
+        The input columns, in the order in which they enter the network.
+    target : str
+    classes : numpy.ndarray of shape (C,), or None in a regression
+        Sorted; of text, whole numbers, truth values or numbers, as the target was.
+    network : Network
+    """
+
+    def __init__(self, *, hidden=(32,), task=None, activation="relu", standardise=True, seed=None, dtype=None,
+                 backend=None):  # fmt: skip
+        if task is not None:
+            infer_task(None, task)
+        self.hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+        self.activation, self.standardise = activation, bool(standardise)
+        self.seed, self.dtype, self.backend = _checked_seed(seed), dtype, backend
+        self.task, self.reason, self._asked = task, None, task
+        self.names: tuple[str, ...] = ()
+        self.target: Any = None
+        self.classes: Any = None
+        self.network: Any = None
+        self._means: Any = None
+        self._scales: Any = None
+        self._y_mean = self._y_scale = math.nan
+
+    def fit(self, table, target, *, epochs=None, steps=None, learning_rate=0.003, batch_size=None, l2=0.01,
+            solver="adam", sample_weight=None, **options):  # fmt: skip
+        """Learn a column from all others, from the start.
+
+        Parameters
+        ----------
+        table : Table, dict or DataFrame
+        target : str
+            The column to learn.
+        epochs, steps : int
+            How often over all rows, or how many updates; by default 50 epochs.
+        learning_rate : float
+        batch_size : int, optional
+            By default 32, or as many as make 500 steps an epoch; all rows for solver="lbfgs".
+        l2 : float
+        solver : str or Solver
+        sample_weight : array of shape (N,), optional
+        **options
+            Further ones of `Network.train`: engine, threads, l1, clip, shuffle, callbacks, record_every, progress.
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        ValueError
+            If a cell cannot be used, or an option breaks its rule.
+        """
+        self.network = None
+        table = as_table(table)
+        y = self._learn_target(table, target)
+        self.names, self.target = tuple(name for name in table.names if name != target), target
+        if not self.names:
+            raise ValueError(f"`table` must have a column to learn {target!r} from; it has no other.")
+        columns = [table.numbers(name) for name in self.names]
+        scaling = [_scaling(column) if self.standardise else (0.0, 1.0) for column in columns]
+        self._means, self._scales = np.array(scaling).T
+        self._y_mean, self._y_scale = 0.0, 1.0
+        if self.task == "regression":
+            if self.standardise:
+                self._y_mean, self._y_scale = _scaling(y)
+            y = (y[:, None] - self._y_mean) / self._y_scale
+        if epochs is None and steps is None:
+            epochs = 50
+        if batch_size is None and solver != "lbfgs":
+            batch_size = max(32, -(-table.rows // MOST_STEPS))
+        network = self._new_network(y.shape[1])
+        try:
+            history = network.train(
+                self._scaled(columns, network.dtype), y, epochs=epochs, steps=steps, learning_rate=learning_rate,
+                batch_size=batch_size, l2=l2, solver=solver, sample_weight=sample_weight, seed=self.seed, **options,
+            )  # fmt: skip
+        except DivergenceError:
+            self.network = network  # with the last finite weights, as the error says
+            raise
+        self.network = network
+        return history
+
+    def predict(self, table):
+        """The class, or the number, of each row: an array of shape (N,).
+
+        Columns may come in any order; those that the model does not know are left aside.
+        """
+        outputs = self._outputs(table)
+        if self.task == "classification":
+            return self.classes[outputs.argmax(axis=1)]
+        return outputs[:, 0].astype(np.float64) * self._y_scale + self._y_mean
+
+    def predict_proba(self, table):
+        """The probability of each class, in the order of ``classes``: an array of shape (N, C)."""
+        if self._fitted() and self.task != "classification":
+            raise ValueError("`predict_proba` is for a classification; this model is a regression. Use predict.")
+        return self._outputs(table)
+
+    def score(self, table):
+        """How good the model is on a table with its target: accuracy, or R ** 2 in a regression."""
+        table = as_table(table)
+        predicted = self.predict(table)
+        if self.task == "classification":
+            labels = table.labels(self.target)
+            if (labels.dtype.kind in "biuf") != (predicted.dtype.kind in "biuf"):
+                labels, predicted = labels.astype(str), predicted.astype(str)
+            return float(np.mean(labels == predicted))
+        y = table.numbers(self.target)
+        squares, spread = np.sum((y - predicted) ** 2), np.sum((y - y.mean()) ** 2)
+        # One row, or many of one value, have no spread that could be explained.
+        return float(1.0 - squares / spread) if spread > 0 else float(squares == 0)
+
+    def save(self, path):
+        """Write the model to a file, which `load` reads; replaces it whole or not at all."""
+        storage.write(path, *self.to_parts())
+
+    def to_parts(self):
+        """A header of JSON values, and NumPy arrays: what a file of this model holds."""
+        network, arrays = self._fitted().to_parts()
+        header = {
+            "kind": "table",
+            "network": network,
+            "task": self.task,
+            "reason": self.reason,
+            "columns": list(self.names),
+            "target": self.target,
+            "classes": None if self.classes is None else self.classes.tolist(),
+            "standardise": self.standardise,
+        }
+        scaling = {"means": self._means, "scales": self._scales, "target": np.array([self._y_mean, self._y_scale])}
+        return header, arrays | {f"scaling.{name}": values for name, values in scaling.items()}
+
+    @classmethod
+    def from_parts(cls, header, arrays, backend=None):
+        """The model of `to_parts`.
+
+        Raises
+        ------
+        ModelFileError
+            If the parts contradict each other.
+        """
+        try:
+            network = Network.from_parts(header["network"], arrays)
+            model = cls(hidden=network.layer_sizes[1:-1], task=header["task"],
+                        activation=network.activations[0].name if len(network.activations) > 1 else "relu",
+                        standardise=header["standardise"], dtype=network.dtype)  # fmt: skip
+            model.network, model.reason, model.target = network, header["reason"], header["target"]
+            model.names = tuple(header["columns"])
+            model._means, model._scales = arrays["scaling.means"], arrays["scaling.scales"]
+            model._y_mean, model._y_scale = map(float, arrays["scaling.target"])
+            model.classes = None if header["classes"] is None else np.array(header["classes"])
+            model._check()
+        except storage.ModelFileError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise storage.ModelFileError(f"the model file contradicts itself: {error!r}") from error
+        if backend is not None:
+            model.backend = network.to(backend).backend
+        return model
+
+    def _check(self):
+        inputs, *_, outputs = self.network.layer_sizes
+        expected = 1 if self.task == "regression" else np.shape(self.classes)
+        rules = {
+            f"the network has {inputs} inputs, there are {len(self.names)} columns": len(self.names) == inputs,
+            "a column stands twice, or has no name of text": len({n for n in self.names if isinstance(n, str)})
+            == inputs,
+            "the scaling is not one mean and one scale a column": self._means.shape == self._scales.shape == (inputs,),
+            "the scaling is not finite": np.all(np.isfinite([*self._means, self._y_mean]))
+            and all(0 < scale < np.inf for scale in [*self._scales, self._y_scale]),
+            f"the network has {outputs} outputs, which is not what its classes ask for": expected
+            in (outputs, (outputs,)),
+            "it does not say its task": self.task in TASKS,
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise storage.ModelFileError(f"the model file contradicts itself: {broken[0]}.")
+
+    def __repr__(self):
+        if self.network is None:
+            return f"TableModel(hidden={self.hidden}, task={self.task!r}, not trained yet)"
+        classes = "" if self.classes is None else f" ({len(self.classes)} classes: {listed(self.classes)})"
+        return (
+            f"TableModel: {self.task} of {self.target!r}{classes} from {len(self.names)} columns: {listed(self.names)}"
+        )
+
+    def _learn_target(self, table, target):
+        """The target as numbers, (N,) in a regression and one-hot (N, C) else; sets task, reason and classes."""
+        labels = table.labels(target)
+        different = len(np.unique(labels))
+        self.task, self.reason = infer_task(labels, self._asked)
+        self.classes = None
+        if different == 1:
+            raise ValueError(f"the target {target!r} has the same value in every row, {labels[0]!s}: nothing to learn.")
+        if self.task == "regression":
+            return table.numbers(target)
+        if different == table.rows > 2:
+            raise ValueError(
+                f"the target {target!r} has another value in every row ({labels[0]!s}, {labels[1]!s}, ...): classes "
+                f"must come more than once. Choose another target, or task='regression' for numbers."
+            )
+        classes, y = one_hot(labels)
+        self.classes = np.array(classes.tolist())
+        return y
+
+    def _new_network(self, outputs):
+        classification = self.task == "classification"
+        init = {"sigmoid": "glorot_sigmoid", "tanh": "glorot"}.get(self.activation, "he")
+        return Network(
+            [len(self.names), *self.hidden, outputs],
+            activation=[self.activation] * len(self.hidden) + ["softmax" if classification else "identity"],
+            loss="log_loss" if classification else "squared_error",
+            bias=True, init=init, seed=self.seed,
+            dtype=self.dtype or resolve(self.backend).widest, backend=self.backend,
+        )  # fmt: skip
+
+    def _fitted(self):
+        if self.network is None:
+            raise ValueError("the model has not been trained yet: call fit first.")
+        return self.network
+
+    def _scaled(self, columns, dtype):
+        """Columns as the network's X, of shape (N, I)."""
+        X = np.empty((len(columns[0]), len(columns)), dtype=dtype)
+        for k, column in enumerate(columns):
+            X[:, k] = (column - self._means[k]) / self._scales[k]
+        return X
+
+    def _outputs(self, table):
+        network, table = self._fitted(), as_table(table)
+        table.require(self.names)
+        outputs = network.predict(self._scaled([table.numbers(name) for name in self.names], network.dtype))
+        if not np.all(np.isfinite(outputs)):
+            raise ValueError(
+                "the network's answer is not finite: the table holds values far beyond those it learned from."
+            )
+        return outputs
+
+
+def _scaling(column):
+    """Mean and standard deviation; (mean, 1) for a constant column, which must not divide by 0."""
+    largest = np.abs(column).max()
+    if column.min() == column.max():
+        return float(column[0]), 1.0
+    shares = column / largest  # the squares of very large or very small numbers would be infinite, or 0
+    return float(largest * shares.mean()), float(largest * shares.std()) or 1.0
+
+
+def _checked_seed(seed):
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if seed is not None and not (whole and 0 <= seed < 2**32):
+        raise ValueError(f"`seed` must be a whole number from 0 to {2**32 - 1}, or None; got {seed!r}.")
+    return seed
+
+
+def hold_out(table: Table, target, share, seed=None):
+    """Two tables: what to learn from, and a share of the rows, drawn at random, to judge by.
+
+    All cells are checked before, so that one that cannot be used is found at once and not after the training.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"the share that is held out must be at least 0 and below 1; got {share:g}.")
+    table.labels(target)
+    for name in table.names:
+        if name != target:
+            table.numbers(name)
+    order = np.random.default_rng(_checked_seed(seed)).permutation(table.rows)
+    count = round(share * table.rows)
+    if share and count == 0:
+        raise ValueError(f"{table.rows} rows are too few to hold {share:g} of them out: give more rows, or hold out 0.")
+    return table.take(np.sort(order[count:])), (table.take(np.sort(order[:count])) if count else None)
+
+
+def load(path, backend=None):
+    """What `Network.save` or `TableModel.save` wrote.
+
+    Parameters
+    ----------
+    path : str or Path
+    backend : str, optional
+        Where to compute from now on.
+
+    Returns
+    -------
+    Network or TableModel
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not a whole model of bpaccel, or contradicts itself.
+    FileNotFoundError
+    """
+    header, arrays = storage.read(path)
+    kinds: dict[str, Any] = {"network": Network, "table": TableModel}
+    kind = header.get("kind") if isinstance(header, dict) else None
+    if not isinstance(kind, str) or kind not in kinds:
+        raise storage.ModelFileError(f"{str(path)!r} is of kind {kind!r}, and this bpaccel knows {listed(kinds)} only.")
+    return kinds[kind].from_parts(header, arrays, backend)

@@ -1,0 +1,142 @@
+"""The package as a whole: imports that go one way, a light import, exact public names, a README that runs."""
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bpaccel
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("cupy", "torch", "jax", "numba", "matplotlib", "typer", "rich", "safetensors", "pyarrow", "pandas", "sklearn",
+         "scipy", "threadpoolctl", "array_api_compat", "array_api_strict")  # fmt: skip
+
+
+def house():
+    """The modules in the order of the picture in docs/design.md."""
+    picture = (ROOT / "docs/design.md").read_text().partition("bpaccel/\n")[2].partition("```")[0]
+    return [name.removesuffix(".py").removesuffix("/") for name in re.findall(r"^  (\w+(?:\.py|/))  ", picture, re.M)]
+
+
+def modules():
+    """``{place in the house: [files]}``: a package counts as one place."""
+    found = {}
+    for path in sorted((ROOT / "bpaccel").rglob("*.py")):
+        found.setdefault(path.relative_to(ROOT / "bpaccel").parts[0].removesuffix(".py"), []).append(path)
+    return found
+
+
+def imports(path):
+    """The places of this package that a file imports, also within functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "bpaccel":
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+
+
+def test_the_picture_shows_the_whole_house():
+    assert set(house()) == set(modules()) - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("place", house())
+def test_imports_go_one_way(place):
+    order = house()
+    for path in modules()[place]:
+        for target in imports(path):
+            assert target == place or order.index(target) < order.index(place), f"{path.name} imports {target}"
+
+
+def test_the_core_knows_no_library():
+    source = (ROOT / "bpaccel/core.py").read_text()
+    assert not re.search(r"import (cupy|torch|jax|numba)", source)
+
+
+def test_all_is_sorted_and_exact():
+    public = list(bpaccel.__all__)
+    assert public == sorted(public)
+    code = """
+import bpaccel, types
+for name, value in sorted(vars(bpaccel).items()):
+    if name[0] != "_" and (name in bpaccel.__all__ or not isinstance(value, types.ModuleType)):
+        print(name)
+"""
+    assert _python(code).split() == public
+    for name in public:
+        assert getattr(bpaccel, name).__doc__
+
+
+def test_every_module_says_what_it_is_for():
+    for files in modules().values():
+        for path in files:
+            assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_importing_us_loads_nothing_heavy():
+    loaded = _python("import sys, bpaccel; print(*sys.modules)").split()
+    assert not {name.partition(".")[0] for name in loaded} & set(HEAVY)
+
+
+def test_numpy_alone_trains_without_loading_anything_heavy():
+    """threadpoolctl is looked for where rows are many: not here."""
+    code = "import sys, bpaccel as bp; bp.Network([1, 1]).train([[1.0]], [1.0], steps=1); print(*sys.modules)"
+    loaded = {name.partition(".")[0] for name in _python(code).split()}
+    assert not loaded & (set(HEAVY) - {"array_api_compat"})
+
+
+def test_the_command_without_its_extra_says_what_to_install(tmp_path):
+    (tmp_path / "typer.py").write_text("raise ImportError('no typer')\n")
+    done = subprocess.run([sys.executable, "-m", "bpaccel", "info"], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip() == "The bpaccel command needs typer and rich: pip install 'bpaccel[cli]'"
+
+
+def test_info_shows_backends_engines_and_threads():
+    pytest.importorskip("typer")
+    done = subprocess.run([sys.executable, "-m", "bpaccel", "info"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    for part in ("numpy", "cupy", "array_api_strict", "engines: ", "threads: ", "Python "):
+        assert part in done.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/choosing.md"])
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    """All its Python blocks, in order, in one namespace; those that need a GPU say so and are skipped."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    names = {}
+    for block in blocks:
+        if "cupy" not in block or bpaccel.backends()["cupy"] == "usable":
+            exec(compile(block, page, "exec"), names)
+    assert blocks
+
+
+@pytest.mark.parametrize(
+    "page", sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+)
+def test_links_within_the_repository_lead_somewhere(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{page} links to {target}"
+
+
+def test_engines_are_where_the_table_says():
+    from bpaccel.engines import ENGINES, Engine, find
+
+    for name, place in ENGINES.items():
+        module = place.partition(":")[0]
+        if module.endswith("numba"):
+            pytest.importorskip("numba")
+        assert issubclass(find(name), Engine)
+        assert importlib.import_module(module)
+        assert find(name).name == name
+
+
+def _python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
