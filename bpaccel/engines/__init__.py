@@ -250,6 +250,7 @@ ENGINES = {
     "array": "bpaccel.engines.blocked:Array",
     "blocked": "bpaccel.engines.blocked:Blocked",
     "jit": "bpaccel.engines.jit:Jit",
+    "numba": "bpaccel.engines.numba:Numba",
 }
 
 

@@ -21,7 +21,6 @@ from bpaccel.engines.lanes import (
     KindType, acquire, add, call, count_up, lane_count, load, muladd, number, offer, picked, put, real, release,
     rounded, set_real, spread, store, swap, total, word,
 )  # fmt: skip
-from bpaccel.engines.unrolled import lesson
 from bpaccel.engines.vmath import (
     activate, cost_of, delta_of, exp_of_difference, greatest, miss_of, ratio, through_slope, weight_of,
 )  # fmt: skip
@@ -167,11 +166,6 @@ def learn(k, plan, a, end, g):
                     if slope:
                         s = muladd(k, spread(k, 0.0), s, load(k, a, x + i * R + r))
                     store(k, a, x + i * R + r, s)
-
-
-def learn_unrolled(k, plan, a, end, g):
-    """`learn` for a network of few weights, whose shape is known to the compiler: nothing but registers between."""
-    lesson(k, word(plan, WEIGHTS), real(word(plan, RULES), LOSS), a, end, word(plan, APART), g)
 
 
 def activations(k, plan, a, at, units, end):

@@ -33,10 +33,6 @@ class Kind:
         How many rows lanes hold.
     output, loss : str
         The output's activation, or that of a kernel of one activation; the loss.
-    activations, shape : tuple
-        Of each layer, and its units, for a kernel of a known network; else empty.
-    bias : bool
-        Of a known network.
     source : str
         A fingerprint of the sources, so that the cache never serves code of another version.
     """
@@ -45,9 +41,6 @@ class Kind:
     count: int
     output: str = ""
     loss: str = ""
-    activations: tuple = ()
-    shape: tuple = ()
-    bias: bool = False
     source: str = ""
 
     @property

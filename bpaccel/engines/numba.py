@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 import numba
-from bpaccel.activations import ACTIVATIONS
-from bpaccel.engines import Engine, Sums, fused, lanes, unrolled, vmath
-from bpaccel.losses import LOSSES, _made, get
+from bpaccel.engines import Engine, Sums, fused, lanes, vmath
+from bpaccel.losses import _made
 from bpaccel.solvers import Adam, GradientDescent, Momentum, Nesterov
 
 # Rows of a block: the unit of the order of sums, and what a thread takes at once. Few enough that 10,000 rows occupy
@@ -31,8 +30,6 @@ STRETCH_BYTES = 32 * 2**10
 SLOT_NUMBERS = 2**17
 # Rows read from files and other arrays at once.
 READ_BLOCKS = 64
-# The most weights, and units with the inputs, of a network whose lesson is written out: what registers can hold.
-UNROLLED_WEIGHTS, UNROLLED_UNITS = 64, 24
 # Below this many multiplications a step, rows times weights, another thread gains less than it costs.
 THREADED_WORK = 2**17
 
@@ -50,7 +47,7 @@ log = logging.getLogger("bpaccel")
 # Numba's cache looks at the date of one file only, and knows nothing of what that file calls: so the sources, and the
 # version that compiles them, are part of the type of each kernel's first argument.
 def _fingerprint():
-    text = b"".join(Path(module.__file__).read_bytes() for module in (lanes, vmath, unrolled, fused))
+    text = b"".join(Path(module.__file__).read_bytes() for module in (lanes, vmath, fused))
     return hashlib.sha256(text + numba.__version__.encode()).hexdigest()[:16]
 
 
@@ -110,11 +107,8 @@ class Numba(Engine):
     def refuses(cls, objective, rows, solver):
         if rows.backend.library.name != "numpy":
             return f"it computes on NumPy arrays, and these are {rows.backend.library.name}'s. Use engine='blocked'."
-        for f in objective.activations:
-            if ACTIVATIONS.get(f.name) is not f:
-                return f"it cannot compile the activation {f.name!r}, which is your own. Use engine='blocked'."
-        if not _known(objective.loss, objective.activations[-1].name):
-            return f"it cannot compile the loss {objective.loss.name!r}, which is your own. Use engine='blocked'."
+        if not objective.known:
+            return "it cannot compile activations or losses of your own. Use engine='blocked'."
         return None
 
     @classmethod
@@ -171,27 +165,20 @@ class Numba(Engine):
         sizes, names, loss = o.layer_sizes, [f.name for f in o.activations], o.loss.name.partition(":")[0]
         tables = np.array(sizes, np.int64), np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
         _, functions, slopes = tables
-        small = self._count <= UNROLLED_WEIGHTS and sum(sizes) <= UNROLLED_UNITS
-        count = _lane_count(self.rows.n, self._dtype.itemsize, small)
         plan = np.zeros(fused.PLAN_WORDS, np.int64)
         kept = [_kernel(fused.read, 6, dtype, count), _kernel(fused.settle, 2, dtype, 1)]
         plan[[fused.READ, fused.SETTLE]] = [k.address for k in kept]
-        if small:
-            kept.append(_kernel(fused.learn_unrolled, 4, dtype, count, names[-1], loss, tuple(names), sizes, o.bias))
-        else:
-            for layer, name in enumerate(names):
-                if name != "identity":
-                    function = fused.softmax if name == "softmax" else fused.activations
-                    kept.append(_kernel(function, 5, dtype, count, name))
-                    functions[layer] = kept[-1].address
-                    if layer < len(names) - 1:
-                        kept.append(_kernel(fused.slopes, 5, dtype, count, name))
-                        slopes[layer] = kept[-1].address
-            kept.append(_kernel(fused.output, 5, dtype, count, names[-1], loss))
-            plan[fused.OUTPUT] = kept[-1].address
-            kept.append(_kernel(fused.learn, 4, dtype, count))
+        for layer, name in enumerate(names):
+            if name != "identity":
+                function = fused.softmax if name == "softmax" else fused.activations
+                kept.append(_kernel(function, 5, dtype, count, name))
+                functions[layer] = kept[-1].address
+                if layer < len(names) - 1:
+                    kept.append(_kernel(fused.slopes, 5, dtype, count, name))
+                    slopes[layer] = kept[-1].address
+        kept += _kernel(fused.output, 5, dtype, count, names[-1], loss), _kernel(fused.learn, 4, dtype, count)
+        plan[[fused.OUTPUT, fused.LEARN]] = [k.address for k in kept[-2:]]
         _drive()
-        plan[fused.LEARN] = kept[-1].address
         plan[[fused.SIZES, fused.ACTIVATE, fused.SLOPES]] = [table.ctypes.data for table in tables]
         plan[[fused.DEPTH, fused.BIAS, fused.COUNT]] = len(names), o.bias, self._count
         plan[[fused.STRETCH, fused.APART, fused.BLOCK]] = self._stretch, self._apart, self.block_rows
@@ -281,11 +268,9 @@ def _aligned(size, line=64):
     return memory[skip : skip + size]
 
 
-def _lane_count(rows, width, small=False):
-    """How many rows lanes hold: few rows in all take few lanes; many fill registers."""
-    if rows <= 8:
-        return 8
-    return 64 // width if small else 128 // width
+def _lane_count(rows, width):
+    """How many rows lanes hold: few rows in all take few lanes, many keep several registers busy at once."""
+    return 8 if rows <= 8 else 128 // width
 
 
 def _stretch(units, width):
@@ -293,13 +278,6 @@ def _stretch(units, width):
     while rows > 256 and rows * units * width > STRETCH_BYTES:
         rows //= 2
     return rows
-
-
-def _known(loss, output):
-    """Whether a loss is a row of the tables, on this output activation."""
-    if loss in _made.values():
-        return True
-    return loss.name in LOSSES and get(loss.name, output) is loss
 
 
 def _number_of(loss):
