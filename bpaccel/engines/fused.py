@@ -18,7 +18,7 @@ import numba
 from numba import types
 
 from bpaccel.engines.lanes import (
-    KindType, acquire, add, call, count_up, lane_count, load, muladd, number, offer, picked, put, real, release,
+    KindType, acquire, add, add_totals, call, count_up, lane_count, load, mul, muladd, number, offer, picked, put, real, release,
     rounded, set_real, spread, store, swap, total, word,
 )  # fmt: skip
 from bpaccel.engines.vmath import (
@@ -97,32 +97,44 @@ def read(k, plan, first, stop, a, stay, g):
 
 
 def learn(k, plan, a, end, g):
-    """Add what a stretch of rows asks of the weights to g, and its totals after that."""
+    """Add what a stretch of rows asks of the weights to g, and its totals after that.
+
+    Four units are computed a pass where there are four left: each row is then read a quarter as often.
+    """
     V, R, w, bias = lane_count(k), word(plan, APART), word(plan, WEIGHTS), word(plan, BIAS)
     sizes, last = word(plan, SIZES), word(plan, DEPTH)
+    nothing = spread(k, 0.0)
     x = p = 0  # where a layer, and its weights, begin
     for layer in range(last):
         I, O = word(sizes, layer), word(sizes, layer + 1)
-        out, shift = x + I * R, p + I * O
-        pairs = O // 2 * 2
-        for o in range(0, pairs, 2):  # two units a pass: each row is read half as often
+        out, fours = x + I * R, O // 4 * 4
+        for o in range(0, fours, 4):
             for r in range(0, end, V):
-                z = spread(k, number(k, w, shift + o) if bias else rounded(k, 0.0))
-                u = spread(k, number(k, w, shift + o + 1) if bias else rounded(k, 0.0))
+                s = t = u = v = nothing
+                if bias:
+                    q = p + I * O + o
+                    s, t = spread(k, number(k, w, q)), spread(k, number(k, w, q + 1))
+                    u, v = spread(k, number(k, w, q + 2)), spread(k, number(k, w, q + 3))
                 for i in range(I):
-                    l = load(k, a, x + i * R + r)
-                    z = muladd(k, z, l, number(k, w, p + i * O + o))
-                    u = muladd(k, u, l, number(k, w, p + i * O + o + 1))
-                store(k, a, out + o * R + r, z)
-                store(k, a, out + o * R + R + r, u)
-        for o in range(pairs, O):
+                    l, q = load(k, a, x + i * R + r), p + i * O + o
+                    s = muladd(k, s, l, number(k, w, q))
+                    t = muladd(k, t, l, number(k, w, q + 1))
+                    u = muladd(k, u, l, number(k, w, q + 2))
+                    v = muladd(k, v, l, number(k, w, q + 3))
+                q = out + o * R + r
+                store(k, a, q, s)
+                store(k, a, q + R, t)
+                store(k, a, q + 2 * R, u)
+                store(k, a, q + 3 * R, v)
+        for o in range(fours, O):
             for r in range(0, end, V):
-                z = spread(k, number(k, w, shift + o) if bias else rounded(k, 0.0))
+                s = spread(k, number(k, w, p + I * O + o)) if bias else nothing
                 for i in range(I):
-                    z = muladd(k, z, load(k, a, x + i * R + r), number(k, w, p + i * O + o))
-                store(k, a, out + o * R + r, z)
-        if word(word(plan, ACTIVATE), layer):
-            call(word(word(plan, ACTIVATE), layer), (plan, a, out, O, end))
+                    s = muladd(k, s, load(k, a, x + i * R + r), number(k, w, p + i * O + o))
+                store(k, a, out + o * R + r, s)
+        function = word(word(plan, ACTIVATE), layer)
+        if function:
+            call(function, (plan, a, out, O, end))
         x = out
         p += (I + bias) * O
 
@@ -133,38 +145,65 @@ def learn(k, plan, a, end, g):
         delta = x
         x -= I * R
         p -= (I + bias) * O
-        pairs = I // 2 * 2
-        for o in range(O):
-            for i in range(0, pairs, 2):
-                s = t = spread(k, 0.0)
+        fours = O // 4 * 4
+        for o in range(0, fours, 4):
+            for i in range(I):
+                s = t = u = v = nothing
                 for r in range(0, end, V):
-                    d = load(k, a, delta + o * R + r)
-                    s = muladd(k, s, d, load(k, a, x + i * R + r))
-                    t = muladd(k, t, d, load(k, a, x + i * R + R + r))
-                q = p + i * O + o
-                set_real(g, q, real(g, q) + total(k, s))
-                set_real(g, q + O, real(g, q + O) + total(k, t))
-            for i in range(pairs, I):
-                s = spread(k, 0.0)
+                    l, q = load(k, a, x + i * R + r), delta + o * R + r
+                    s = muladd(k, s, l, load(k, a, q))
+                    t = muladd(k, t, l, load(k, a, q + R))
+                    u = muladd(k, u, l, load(k, a, q + 2 * R))
+                    v = muladd(k, v, l, load(k, a, q + 3 * R))
+                add_totals(k, g, p + i * O + o, 1, s, t, u, v)
+        for o in range(fours, O):
+            for i in range(0, I // 4 * 4, 4):
+                s = t = u = v = nothing
+                for r in range(0, end, V):
+                    d, q = load(k, a, delta + o * R + r), x + i * R + r
+                    s = muladd(k, s, d, load(k, a, q))
+                    t = muladd(k, t, d, load(k, a, q + R))
+                    u = muladd(k, u, d, load(k, a, q + 2 * R))
+                    v = muladd(k, v, d, load(k, a, q + 3 * R))
+                add_totals(k, g, p + i * O + o, O, s, t, u, v)
+            for i in range(I // 4 * 4, I):
+                s = nothing
                 for r in range(0, end, V):
                     s = muladd(k, s, load(k, a, delta + o * R + r), load(k, a, x + i * R + r))
                 set_real(g, p + i * O + o, real(g, p + i * O + o) + total(k, s))
-            if bias:
-                s = spread(k, 0.0)
-                for r in range(0, end, V):
-                    s = add(k, s, load(k, a, delta + o * R + r))
-                set_real(g, p + I * O + o, real(g, p + I * O + o) + total(k, s))
+        for o in range(O if bias else 0):
+            s = nothing
+            for r in range(0, end, V):
+                s = add(k, s, load(k, a, delta + o * R + r))
+            set_real(g, p + I * O + o, real(g, p + I * O + o) + total(k, s))
         if layer > 0:
             slope = word(word(plan, SLOPES), layer - 1)
             if slope:
                 call(slope, (plan, a, x, I, end))
-            for i in range(I):
+            for i in range(0, I // 4 * 4, 4):
                 for r in range(0, end, V):
-                    s = spread(k, 0.0)
+                    s = t = u = v = nothing
+                    for o in range(O):
+                        d, q = load(k, a, delta + o * R + r), p + i * O + o
+                        s = muladd(k, s, d, number(k, w, q))
+                        t = muladd(k, t, d, number(k, w, q + O))
+                        u = muladd(k, u, d, number(k, w, q + 2 * O))
+                        v = muladd(k, v, d, number(k, w, q + 3 * O))
+                    q = x + i * R + r
+                    if slope:
+                        s, t = mul(k, s, load(k, a, q)), mul(k, t, load(k, a, q + R))
+                        u, v = mul(k, u, load(k, a, q + 2 * R)), mul(k, v, load(k, a, q + 3 * R))
+                    store(k, a, q, s)
+                    store(k, a, q + R, t)
+                    store(k, a, q + 2 * R, u)
+                    store(k, a, q + 3 * R, v)
+            for i in range(I // 4 * 4, I):
+                for r in range(0, end, V):
+                    s = nothing
                     for o in range(O):
                         s = muladd(k, s, load(k, a, delta + o * R + r), number(k, w, p + i * O + o))
                     if slope:
-                        s = muladd(k, spread(k, 0.0), s, load(k, a, x + i * R + r))
+                        s = mul(k, s, load(k, a, x + i * R + r))
                     store(k, a, x + i * R + r, s)
 
 

@@ -220,6 +220,12 @@ def muladd(spec, z, l, w):
 
 
 @lane_function
+def mul(spec, a, b):
+    """a * b"""
+    return a * b
+
+
+@lane_function
 def add(spec, a, b):
     """a + b"""
     return a + b
@@ -290,6 +296,40 @@ def total(typing, kind, value):
         return _widened(builder, Value(builder, args[1]).total())
 
     return types.float64(kind, value), code
+
+
+@intrinsic
+def add_totals(typing, kind, address, index, step, first, second, third, fourth):
+    """Add the sums of all lanes of four values to four numbers of float64, ``step`` apart.
+
+    The four are folded together, which takes a third of the instructions of four times `total`.
+    """
+
+    def code(context, builder, sig, args):
+        def halved(left, right, width, lanes):
+            """The lanes of two vectors are runs of ``width``: runs of half as many, both halves of each added."""
+            low = [run + lane for run in range(0, lanes, width) for lane in range(width // 2)]
+            parts = (
+                builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, len(places)), places))
+                for places in (low, [place + width // 2 for place in low])
+            )
+            return builder.fadd(*parts)
+
+        a, b, c, d = args[4:]
+        count = width = a.type.count
+        pairs = (halved(left, right, width, 2 * count) for left, right in ((a, b), (c, d)))
+        one, width = halved(*pairs, width // 2, 2 * count), width // 4
+        while width > 1:
+            one, width = halved(one, one, width, one.type.count), width // 2
+        for place in range(4):
+            value = _widened(builder, builder.extract_element(one, I32(place)))
+            at = builder.add(args[2], builder.mul(args[3], I64(place)))
+            where = _pointer(builder, args[1], at, ir.DoubleType())
+            builder.store(builder.fadd(builder.load(where), value), where)
+        return context.get_dummy_value()
+
+    lanes = lanes_of(kind)
+    return types.void(kind, types.int64, types.int64, types.int64, lanes, lanes, lanes, lanes), code
 
 
 def _widened(builder, scalar):
