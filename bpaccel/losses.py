@@ -60,12 +60,18 @@ def _categorical_value(y, l, xp):
     return -y * xp.log(_clipped(l, xp))
 
 
+# The number is written so that it can be read back exactly: files and compiled engines know a loss by its name.
+def _named(family, number):
+    short = f"{number:g}"
+    return f"{family}:{short if float(short) == number else repr(number)}"
+
+
 def _huber(d):
     def value(y, l, xp):
         a = xp.abs(y - l)
         return xp.where(a <= d, 0.5 * a * a, d * (a - 0.5 * d))
 
-    return Loss(f"huber:{d:g}", value, lambda y, l, xp: xp.clip(y - l, -d, d))
+    return Loss(_named("huber", d), value, lambda y, l, xp: xp.clip(y - l, -d, d))
 
 
 def _quantile(q):
@@ -76,7 +82,7 @@ def _quantile(q):
     def error(y, l, xp):
         return xp.where(y > l, xp.full_like(y, q), xp.where(y < l, xp.full_like(y, q - 1.0), 0.0))
 
-    return Loss(f"quantile:{q:g}", value, error)
+    return Loss(_named("quantile", q), value, error)
 
 
 # Half the Poisson deviance, as scikit-learn has it: y log(y / l) - y + l, where 0 log 0 is 0.

@@ -18,12 +18,41 @@ import numba
 from numba import types
 
 from bpaccel.engines.lanes import (
-    KindType, acquire, add, add_totals, call, count_up, lane_count, load, mul, muladd, number, offer, picked, put, real, release,
-    rounded, set_real, spread, store, swap, total, word,
-)  # fmt: skip
+    KindType,
+    acquire,
+    add,
+    add_totals,
+    call,
+    count_up,
+    lane_count,
+    load,
+    mul,
+    muladd,
+    number,
+    offer,
+    picked,
+    put,
+    real,
+    release,
+    rounded,
+    set_real,
+    spread,
+    store,
+    swap,
+    total,
+    word,
+)
 from bpaccel.engines.vmath import (
-    activate, cost_of, delta_of, exp_of_difference, greatest, miss_of, ratio, through_slope, weight_of,
-)  # fmt: skip
+    activate,
+    cost_of,
+    delta_of,
+    exp_of_difference,
+    greatest,
+    miss_of,
+    ratio,
+    through_slope,
+    weight_of,
+)
 
 # Inputs, targets and weights of rows, FIELDS words each: the address (0 for no weights), the strides of rows and
 # columns in numbers, how many columns, and the unit that they go to. Then the order of the rows, or 0.

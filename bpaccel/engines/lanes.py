@@ -189,7 +189,9 @@ def _spread(builder, value, vector):
     if value.type != vector.element:
         value = (builder.fpext if vector.element == ir.DoubleType() else builder.fptrunc)(value, vector.element)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
-    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, vector.count), None))
+    return builder.shuffle_vector(
+        one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, vector.count), None)
+    )
 
 
 def lane_function(function):
@@ -276,7 +278,9 @@ def picked(typing, kind, address, index, step, first):
         where = _pointer(builder, args[1], args[2], wide.element)
         value = builder.load(builder.bitcast(where, wide.as_pointer()), align=kind.kind.width)
         places = [step.literal_value * r + first.literal_value for r in range(lanes.count)]
-        return builder.shuffle_vector(value, ir.Constant(wide, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes.count), places))
+        return builder.shuffle_vector(
+            value, ir.Constant(wide, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes.count), places)
+        )
 
     return lanes(kind, types.int64, types.int64, step, first), code
 

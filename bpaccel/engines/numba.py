@@ -14,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
+import numba
 import numpy as np
 
-import numba
 from bpaccel.engines import Engine, Sums, fused, lanes, vmath
-from bpaccel.losses import _made
 from bpaccel.solvers import Adam, GradientDescent, Momentum, Nesterov
 
 # Rows of a block: the unit of the order of sums, and what a thread takes at once. Few enough that 10,000 rows occupy
@@ -98,8 +97,8 @@ class Numba(Engine):
         self._count = int(self._ends[-1])
         self._units = sum(sizes) + sizes[-1] + 1  # with the targets and the rows' weights
         self._stretch = _stretch(self._units, self._dtype.itemsize)
-        # Units a power of two apart would all fall on the same lines of the cache.
-        self._apart = self._stretch + 64 // self._dtype.itemsize
+        # Units apart by (a multiple of) 4096 bytes would fall on the same lines of the cache, and wait for each other.
+        self._apart = self._stretch + 512 // self._dtype.itemsize
         self._owner = None
         self._plan, self._keep = self._planned()
 
@@ -226,7 +225,7 @@ class _Job:
         shared[:] = 0
         solver_code, names = SOLVERS.get(type(solver), (fused.NOTHING, ()))
         rules = np.zeros(fused.RULE_NUMBERS)
-        rules[: fused.FIRST] = _number_of(o.loss), o.l1, o.l2, o.clip or 0.0
+        rules[: fused.FIRST] = float(o.loss.name.partition(":")[2] or 0.0), o.l1, o.l2, o.clip or 0.0
         rules[fused.FIRST : fused.FIRST + len(names)] = [getattr(solver, name) for name in names]
         sums = np.empty(self.slots * len(self.u))
         arrays = (
@@ -239,7 +238,7 @@ class _Job:
         plan[[fused.STEPS, fused.STEP, fused.SLOTS]] = len(rates), step, self.slots
         plan[[fused.SOLVER, fused.ALONE, fused.ONWARD]] = solver_code, self.threads == 1, len(rates) == 1
 
-        # A helper may come when the run is over, and looks at the control block then: what it is given holds the memory.
+        # A helper may come when the run is over, and still looks at the control block: its arguments hold the memory.
         def drive(helper, memory):
             scratch = _aligned(e._units * e._apart * e._dtype.itemsize)
             _drive()(None, plan.ctypes.data, helper, scratch.ctypes.data)
@@ -278,8 +277,3 @@ def _stretch(units, width):
     while rows > 256 and rows * units * width > STRETCH_BYTES:
         rows //= 2
     return rows
-
-
-def _number_of(loss):
-    """The number of huber:d or quantile:q, which its name may show rounded; 0 for a loss without one."""
-    return next((number for (_, number), row in _made.items() if row is loss), 0.0)
