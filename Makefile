@@ -10,13 +10,13 @@ demo: .venv/demo
 	$(BIN)/bpaccel bench --json build/bench.json --plot build/bench.png
 
 test: .venv/test
-	BPACCEL_REQUIRE=$${BPACCEL_REQUIRE-numpy,array_api_strict,jax} $(BIN)/python -m pytest -n auto
+	BPACCEL_REQUIRE=$${BPACCEL_REQUIRE-numpy,array_api_strict,jax} $(BIN)/python -m pytest -n auto --dist worksteal
 
 # The same suite with torch. On machines where plain `torch` would bring CUDA, TORCH names a CPU build.
 TORCH ?= torch
 test-torch: .venv/test
 	$(BIN)/python -m pip install -q $(TORCH)
-	BPACCEL_REQUIRE=numpy,array_api_strict,jax,torch $(BIN)/python -m pytest -n auto
+	BPACCEL_REQUIRE=numpy,array_api_strict,jax,torch $(BIN)/python -m pytest -n auto --dist worksteal
 
 # For a machine with an NVIDIA GPU and CuPy installed in $(PYTHON) already; CuPy may then not be skipped.
 test-gpu:

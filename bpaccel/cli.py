@@ -119,7 +119,7 @@ def bench(
 
     cases = benchmark.read_cases(rows, layer_sizes, backend, engine, dtype, threads)
     if json is not None:
-        benchmark.check_file(json, "--json")
+        check_place(json)
     if plot is not None:
         plots.check(plot)
     report = benchview.watch(cases, Console(stderr=True, highlight=False))

@@ -260,7 +260,7 @@ def bar(history, first, count, callbacks, *, show):
 
         def show_row(progress):
             loss = progress.history.loss[-1]
-            bars.update(task, completed=progress.step - first + 1, description=f"loss {loss:.6g}")
+            bars.update(task, completed=min(progress.step - first + 1, count), description=f"loss {loss:.6g}")
 
         callbacks.append(show_row)
         yield

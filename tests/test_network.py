@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import bpaccel as bp
-from bpaccel.storage import read, write
 from bpaccel.history import History
+from bpaccel.storage import read, write
 
 X = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]])
 Y = np.array([0, 1, 1, 0])

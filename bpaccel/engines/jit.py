@@ -6,7 +6,7 @@ from bpaccel.engines import blocked
 
 
 class Jit(blocked.Array):
-    """The core in one pass, under ``jax.jit``, with the steps in ``fori_loop``; for JAX arrays.
+    """The core in one pass, compiled by jax.jit with its steps in a fori_loop; for JAX arrays.
 
     The solver's own `step` is compiled with it, so that a solver must be pure, as its contract says.
     """
