@@ -9,15 +9,14 @@ import datetime
 import itertools
 import json
 import math
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 
 from bpaccel import machine
 from bpaccel.backends import LIBRARIES, backend, why_not
 from bpaccel.engines import ENGINES, find, thread_count
+from bpaccel.files import replacing
 from bpaccel.workloads import STEPS, Case, Ours, Tutorial, WrongResult, workload
 
 SAME_ERROR = 1e-5  # how far the error after training may be from that of the table alone
@@ -262,21 +261,7 @@ def _numbers(option, words):
     return numbers
 
 
-def check_file(path, option):
-    """Find out before the work whether a file can be written there."""
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"`{option}` names the folder {str(folder)!r}, which does not exist; create it first.")
-    if Path(path).is_dir() or not os.access(folder, os.W_OK):
-        raise PermissionError(f"`{option}` must be a file that can be written; got {str(path)!r}.")
-
-
 def write(path, report):
-    """Write a report as JSON: beside its place, then renamed."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a report as JSON; a file that is there is replaced whole or not at all."""
+    with replacing(path) as place:
+        place.write_text(json.dumps(report, indent=1) + "\n")
