@@ -6,7 +6,7 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")  # read when JAX is imported
 
 import pytest
 
-from bpaccel import machine
+from bpaccel.bench import machine
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,7 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from bpaccel import bench, benchview, machine, plots
+from bpaccel import bench, plots
+from bpaccel.bench import machine, view
 
 
 def read(path):
@@ -37,12 +38,12 @@ def read(path):
 
 def of_bench(content, name, out):
     """Table and picture of `bpaccel bench`: lines of Markdown."""
-    headers, rows, notes = benchview.table(content)
+    headers, rows, notes = view.table(content)
     lines = [*_machine(content["machine"], content["date"]), *_table(headers, rows), ""]
     lines += [line for note in notes for line in (note, "")]
-    series = benchview.series(content)
+    series = view.series(content)
     if series:
-        benchview.draw(content, out / f"{name}.png")
+        view.draw(content, out / f"{name}.png")
         lines += [f"![time a row over rows]({name}.png)", ""]
     return lines
 
@@ -57,10 +58,10 @@ def of_suite(content, name, out):
             info, stats = b["extra_info"], b["stats"]
             if info["operation"] != operation:
                 continue
-            times = [benchview.digits(1e6 * stats[key]) for key in ("median", "min", "max")]
+            times = [view.digits(1e6 * stats[key]) for key in ("median", "min", "max")]
             nanoseconds = 1e9 * stats["median"] / info["rows"]
             rows.append([info["backend"], info["engine"], info["dtype"], f"{info['rows']:,}", *times,
-                         benchview.digits(nanoseconds), str(stats["rounds"])])  # fmt: skip
+                         view.digits(nanoseconds), str(stats["rounds"])])  # fmt: skip
             xs, ys = series.setdefault(f"{info['backend']} {info['dtype']}", ([], []))
             xs.append(info["rows"])
             ys.append(nanoseconds)

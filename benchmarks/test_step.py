@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import bpaccel as bp
-from bpaccel import machine
 from bpaccel.backends import LIBRARIES, why_not
-from bpaccel.workloads import Case, Ours
+from bpaccel.bench import machine
+from bpaccel.bench.workloads import Case, Ours
 
 ROWS = (4, 400, 40_000, 4_000_000)
 SLOW = {"array_api_strict": 40_000}  # checks every call, and is no library to be fast with

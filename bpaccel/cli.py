@@ -115,20 +115,21 @@ def bench(
 ):
     """Time training from 4 rows to millions, beside the tutorial's own NumPy code. Every size learns."""
     from bpaccel import bench as benchmark
-    from bpaccel import benchview, plots
+    from bpaccel import plots
+    from bpaccel.bench import view
 
     cases = benchmark.read_cases(rows, layer_sizes, backend, engine, dtype, threads)
     if json is not None:
         check_place(json)
     if plot is not None:
         plots.check(plot)
-    report = benchview.watch(cases, Console(stderr=True, highlight=False))
-    benchview.show(report, console)
+    report = view.watch(cases, Console(stderr=True, highlight=False))
+    view.show(report, console)
     if json is not None:
         benchmark.write(json, report)
         _say(f"figures: {json}")
     if plot is not None:
-        benchview.draw(report, plot)
+        view.draw(report, plot)
         _say(f"picture: {plot}")
     if any(result["wrong"] for result in report["results"]):
         raise typer.Exit(1)

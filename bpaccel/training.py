@@ -78,7 +78,8 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
     """
     began = time.perf_counter() - (history.seconds[-1] if history.seconds else 0.0)
     limit, order, epoch = 1, None, None
-    cuts, seen = [], []
+    cuts: list[_Cut] = []
+    seen: list = []
     history.stopped = "steps"
     done = (step, weights, arrays)  # set as one, so that Ctrl-C never finds a part of a step
     try:

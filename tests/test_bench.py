@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from bpaccel import bench, benchview, core, machine, workloads
+from bpaccel import bench, core
+from bpaccel.bench import machine, view, workloads
+from bpaccel.bench.workloads import Case, Ours, Tutorial, WrongResult, workload
 from bpaccel.engines.blocked import Array, Blocked
-from bpaccel.workloads import Case, Ours, Tutorial, WrongResult, workload
 
 XOR = (3, 4, 1)
 
@@ -153,7 +154,7 @@ class TestGate:
         case = Case("numpy", Lagging, "float64", 40)
         report = bench.report([case], bench.measure_all([case]))
         assert report["results"][0]["same_error"] is False
-        _, rows, notes = benchview.table(report)
+        _, rows, notes = view.table(report)
         assert rows[0][-1] == "0.496410!"
         assert "marked !" in notes[0]
 
@@ -201,7 +202,7 @@ class TestMeasure:
 
     def test_a_backend_that_is_not_there_is_a_line_of_the_table(self):
         case = Case("numpy:gpu", "auto", "float32", 4)
-        _, rows, notes = benchview.table(bench.report([case], bench.measure_all([case] * 2)))
+        _, rows, notes = view.table(bench.report([case], bench.measure_all([case] * 2)))
         assert [row[-1] for row in rows] == ["[1]", "[1]"]
         assert "NumPy has no device" in notes[-1]
 
@@ -289,14 +290,14 @@ class TestReport:
             r |= {"backend": name, "rows": 400_000_000, "ns_a_row": 12_345.0}
         with console.capture() as captured:
             console.quiet = False
-            benchview.show(report, console)
+            view.show(report, console)
         lines = captured.get().splitlines()
         assert max(map(len, lines)) <= width
         assert "…" not in captured.get()
         assert sum("400,000,000" in line and "0.148637" in line for line in lines) == 2
 
     def test_series_has_a_line_for_the_tutorial(self):
-        lines = benchview.series(a_report())
+        lines = view.series(a_report())
         assert set(lines) == {"numpy float32", "tutorial's NumPy float32"}
         assert lines["numpy float32"][0] == [4, 40]
 
@@ -306,12 +307,12 @@ class TestReport:
     [(0.31415, "0.314"), (29.31, "29.3"), (203_120, "203,120"), (0.00004, "0.000"), (1e3, "1,000")],
 )
 def test_digits(number, text):
-    assert benchview.digits(number) == text
+    assert view.digits(number) == text
 
 
 @pytest.mark.parametrize(("number", "text"), [(12, "12.0"), (69_200, "69.2k"), (5.5e6, "5.50M"), (2e10, "20.0G")])
 def test_short_digits(number, text):
-    assert benchview.digits(number, short=True) == text
+    assert view.digits(number, short=True) == text
 
 
 @pytest.mark.parametrize(("load", "warned"), [(5.0, True), (0.1, False), (None, False)])
@@ -321,7 +322,7 @@ def test_a_busy_machine_is_told(monkeypatch, load, warned):
     monkeypatch.setattr(machine, "cores", lambda: 2)
     console = rich.Console(width=120)
     with console.capture() as captured:
-        report = benchview.watch([Case("numpy", "auto", "float32", 4)], console)
+        report = view.watch([Case("numpy", "auto", "float32", 4)], console)
     assert ("the machine is busy" in captured.get()) == warned
     assert report["machine"]["load_before"] == load
     assert ("load average" in machine.in_words(report["machine"])[0]) == (load is not None)

@@ -13,11 +13,11 @@ import time
 
 import numpy as np
 
-from bpaccel import machine
 from bpaccel.backends import LIBRARIES, backend, why_not
+from bpaccel.bench import machine
+from bpaccel.bench.workloads import STEPS, Case, Ours, Tutorial, WrongResult, workload
 from bpaccel.engines import ENGINES, find, thread_count
 from bpaccel.files import replacing
-from bpaccel.workloads import STEPS, Case, Ours, Tutorial, WrongResult, workload
 
 SAME_ERROR = 1e-5  # how far the error after training may be from that of the table alone
 VALUES = 2**26  # numbers in all layers together, at the most rows that are tried unasked

@@ -6,7 +6,8 @@ import os
 
 import numpy as np
 
-from bpaccel import bench, machine, plots
+from bpaccel import bench, plots
+from bpaccel.bench import machine
 
 GROUP = ("backend", "dtype")  # the columns that the printed table says above its lines
 
