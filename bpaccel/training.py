@@ -172,7 +172,10 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
     The vectors are packed on the host in float64; loss and gradient are computed where the rows are. A step is one
     iteration, which may look at the loss several times. `Progress.rate` has no effect.
     """
-    from scipy.optimize import minimize
+    try:
+        from scipy.optimize import minimize
+    except ImportError as error:
+        raise ImportError("solver='lbfgs' needs SciPy: pip install scipy.") from error
 
     backend, dtype = engine.rows.backend, engine.rows.dtype
     shapes = [W.shape for W in weights]
