@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-torch test-gpu bench bench-gpu lint clean
+.PHONY: demo test test-torch test-gpu bench lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo
@@ -23,8 +23,9 @@ test-gpu:
 	BPACCEL_REQUIRE=numpy,cupy $(PYTHON) -m pytest -p no:cacheprovider
 
 bench: .venv/test
-	$(BIN)/python -m pytest benchmarks -p no:xdist --benchmark-json=build/benchmarks.json
-	$(BIN)/python benchmarks/report.py build/benchmarks.json --out build
+	JAX_ENABLE_X64=1 $(BIN)/python -m pytest benchmarks -p no:xdist --benchmark-json=build/benchmarks.json
+	JAX_ENABLE_X64=1 $(BIN)/bpaccel bench --backend numpy,jax --dtype float32,float64 --json build/bench.json
+	$(BIN)/python benchmarks/report.py build/bench.json build/benchmarks.json --out build
 
 lint: .venv/test
 	$(BIN)/ruff check .

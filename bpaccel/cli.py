@@ -4,7 +4,6 @@ Bad input ends with one sentence on standard error and exit code 2. The work is 
 its options, calls the module that knows, and prints.
 """
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -54,7 +53,7 @@ def _sentence(error):
 @app.command()
 def info():
     """Versions, backends with the reason why not, devices, engines, BLAS, threads."""
-    _say(f"bpaccel {importlib.metadata.version('bpaccel')}, Python {platform.python_version()}, {platform.platform()}")
+    _say(f"bpaccel {bpaccel.__version__}, Python {platform.python_version()}, {platform.platform()}")
     table = Table("backend", "version", "state", "devices", title="Backends", title_justify="left")
     for name, state in backends().items():
         version = getattr(sys.modules.get(LIBRARIES[name].package), "__version__", "")

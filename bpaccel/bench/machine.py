@@ -4,13 +4,13 @@ No host name, user or path is among them, so that results can be shown to others
 """
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import bpaccel
 from bpaccel.engines import thread_count
 
 LIBRARIES = ("numpy", "cupy", "torch", "jax", "array_api_strict", "numba")
@@ -50,7 +50,7 @@ def describe(threads=None):
 def versions():
     """Versions of bpaccel, Python and the array libraries that are loaded: a dict of str."""
     loaded = {name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules}
-    return {"bpaccel": importlib.metadata.version("bpaccel"), "python": platform.python_version()} | loaded
+    return {"bpaccel": bpaccel.__version__, "python": platform.python_version()} | loaded
 
 
 def in_words(machine):
