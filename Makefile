@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-torch test-gpu bench bench-gpu lint clean
+.PHONY: demo test test-torch test-gpu bench lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo
@@ -10,21 +10,22 @@ demo: .venv/demo
 	$(BIN)/bpaccel bench --json build/bench.json --plot build/bench.png
 
 test: .venv/test
-	BPACCEL_REQUIRE=$${BPACCEL_REQUIRE-numpy,array_api_strict,jax} $(BIN)/python -m pytest -n auto
+	BPACCEL_REQUIRE=$${BPACCEL_REQUIRE-numpy,array_api_strict,jax} $(BIN)/python -m pytest -n auto --dist worksteal
 
 # The same suite with torch. On machines where plain `torch` would bring CUDA, TORCH names a CPU build.
 TORCH ?= torch
 test-torch: .venv/test
 	$(BIN)/python -m pip install -q $(TORCH)
-	BPACCEL_REQUIRE=numpy,array_api_strict,jax,torch $(BIN)/python -m pytest -n auto
+	BPACCEL_REQUIRE=numpy,array_api_strict,jax,torch $(BIN)/python -m pytest -n auto --dist worksteal
 
 # For a machine with an NVIDIA GPU and CuPy installed in $(PYTHON) already; CuPy may then not be skipped.
 test-gpu:
 	BPACCEL_REQUIRE=numpy,cupy $(PYTHON) -m pytest -p no:cacheprovider
 
 bench: .venv/test
-	$(BIN)/python -m pytest benchmarks -p no:xdist --benchmark-json=build/benchmarks.json
-	$(BIN)/python benchmarks/report.py build/benchmarks.json --out build
+	JAX_ENABLE_X64=1 $(BIN)/python -m pytest benchmarks -p no:xdist --benchmark-json=build/benchmarks.json
+	JAX_ENABLE_X64=1 $(BIN)/bpaccel bench --backend numpy,jax --dtype float32,float64 --json build/bench.json
+	$(BIN)/python benchmarks/report.py build/bench.json build/benchmarks.json --out build
 
 lint: .venv/test
 	$(BIN)/ruff check .

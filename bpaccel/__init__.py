@@ -22,3 +22,5 @@ __all__ = [
     "one_hot",
     "tutorial",
 ]
+
+__version__ = "0.1.0"

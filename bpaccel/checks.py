@@ -23,9 +23,28 @@ def whole(name, value):
 
 def positive(name, value):
     """A finite number above 0."""
-    if not (np.isscalar(value) and not isinstance(value, str) and math.isfinite(value) and value > 0):
+    if not (_is_finite(value) and value > 0):
         raise ValueError(f"`{name}` must be a finite number above 0; got {value!r}.")
     return float(value)
+
+
+def not_negative(name, value):
+    """A finite number of at least 0."""
+    if not (_is_finite(value) and value >= 0):
+        raise ValueError(f"`{name}` must be a finite number of at least 0; got {value!r}.")
+    return float(value)
+
+
+def seed(value):
+    """A whole number from 0 to 2**32 - 1, NumPy's range, or None."""
+    whole_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if value is not None and not (whole_number and 0 <= value < 2**32):
+        raise ValueError(f"`seed` must be a whole number from 0 to {2**32 - 1}, or None; got {value!r}.")
+    return None if value is None else int(value)
+
+
+def _is_finite(value):
+    return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)
 
 
 def _is_whole(value):

@@ -4,7 +4,7 @@ Bad input ends with one sentence on standard error and exit code 2. The work is 
 its options, calls the module that knows, and prints.
 """
 
-import importlib.metadata
+import os
 import platform
 import sys
 import warnings
@@ -14,12 +14,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bpaccel.backends import backends
-from bpaccel.engines import ENGINES, thread_count
+import bpaccel
+from bpaccel.backends import backend, backends
+from bpaccel.engines import ENGINES, find, thread_count
+from bpaccel.files import check_place
+from bpaccel.libraries import LIBRARIES
 
-app = typer.Typer(
-    help=__import__("bpaccel").__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-)
+app = typer.Typer(help=bpaccel.__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(highlight=False)
 
 
@@ -27,12 +28,18 @@ def run():
     """Run the command, and turn what the user can mend into one sentence and exit code 2."""
     try:
         app()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, ArithmeticError, OSError, ImportError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {_sentence(error)}")
-        sys.exit(2)
+        _fail(_sentence(error))
     except MemoryError:
-        Console(stderr=True, highlight=False).print("[red]error:[/] not enough memory: use fewer rows, or batches.")
-        sys.exit(2)
+        _fail("not enough memory: use fewer rows, or smaller batches.")
+
+
+def _fail(sentence):
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {sentence}")
+    sys.exit(2)
 
 
 def _sentence(error):
@@ -43,32 +50,33 @@ def _sentence(error):
     return escape(str(error))
 
 
-def _version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 @app.command()
 def info():
     """Versions, backends with the reason why not, devices, engines, BLAS, threads."""
-    console.print(f"bpaccel {_version('bpaccel')}, Python {platform.python_version()}, {platform.platform()}")
-    table = Table("backend", "version", "state", title="Backends", title_justify="left")
+    _say(f"bpaccel {bpaccel.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    table = Table("backend", "version", "state", "devices", title="Backends", title_justify="left")
     for name, state in backends().items():
-        module = sys.modules.get(name)
-        table.add_row(name, getattr(module, "__version__", "") or "", state)
+        version = getattr(sys.modules.get(LIBRARIES[name].package), "__version__", "")
+        devices = ", ".join(LIBRARIES[name].devices(backend(name).xp)) if state == "usable" else ""
+        table.add_row(name, version, state, devices)
     console.print(table)
-    console.print(f"engines: {', '.join(ENGINES)}")
-    console.print(f"threads: {thread_count()}")
+    table = Table("engine", "what it is", title="Engines", title_justify="left")
+    for name in ENGINES:
+        try:
+            table.add_row(name, find(name).__doc__.splitlines()[0])
+        except ImportError as error:
+            table.add_row(name, f"not usable: {error}")
+    console.print(table)
+    _say(f"threads: {thread_count()}")
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
-        console.print("BLAS: unknown (threadpoolctl is not installed)")
+        _say("BLAS: unknown, threadpoolctl is not installed: pip install 'bpaccel[numba]'")
     else:
         for pool in threadpool_info():
-            kind = pool.get("architecture") or pool["user_api"]
-            console.print(f"{pool['user_api']}: {pool['internal_api']} {pool['version']}, {kind}, {pool['num_threads']} threads")
+            kernel = f", {pool['architecture']} kernels" if "architecture" in pool else ""
+            version = f" {pool['version']}" if pool["version"] else ""
+            _say(f"{pool['user_api']}: {pool['internal_api']}{version}{kernel}, {pool['num_threads']} threads")
 
 
 @app.command()
@@ -91,6 +99,39 @@ def tutorial(
     if plot is not None:
         plots.tutorial(plot, lessons)
         console.print(f"picture: {plot}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def bench(
+    rows: Annotated[str | None, typer.Option(metavar="LO:HI", help="LO, 10 LO, ... HI, or a comma list.")] = None,
+    layer_sizes: Annotated[str, typer.Option(help="Units of each layer, inputs first.")] = "3,4,1",
+    backend: Annotated[str, typer.Option(help="A comma list of library[:device], or all.")] = "numpy",
+    engine: Annotated[str, typer.Option(help="auto, all, or a comma list.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float64, or both with a comma.")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="Of engines and BLAS; else all processors.")] = None,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write all figures there.")] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg, .pdf, .jpg or .webp.")] = None,
+):
+    """Time training from 4 rows to millions, beside the tutorial's own NumPy code. Every size learns."""
+    from bpaccel import bench as benchmark
+    from bpaccel import plots
+    from bpaccel.bench import view
+
+    cases = benchmark.read_cases(rows, layer_sizes, backend, engine, dtype, threads)
+    if json is not None:
+        check_place(json)
+    if plot is not None:
+        plots.check(plot)
+    report = view.watch(cases, Console(stderr=True, highlight=False))
+    view.show(report, console)
+    if json is not None:
+        benchmark.write(json, report)
+        _say(f"figures: {json}")
+    if plot is not None:
+        view.draw(report, plot)
+        _say(f"picture: {plot}")
+    if any(result["wrong"] for result in report["results"]):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -119,7 +160,7 @@ def train(
 
     warnings.simplefilter("ignore", RuntimeWarning)  # a loss that overflows ends in one sentence, not after NumPy's
     if out is not None:
-        readers.check_place(out, data)
+        check_place(out, data)
     table = readers.read_table(data)
     table.require([target])
     table = table.drop(drop or [])
@@ -159,7 +200,7 @@ def predict(
 
     warnings.simplefilter("ignore", RuntimeWarning)
     if out is not None:
-        readers.check_place(out, model, data)
+        check_place(out, model, data)
     loaded = tables.load(model, backend)
     if not isinstance(loaded, tables.TableModel):
         message = f"{model!r} is a bare network, which knows no columns: give a model that `bpaccel train` wrote."

@@ -161,12 +161,13 @@ def one_hot(labels):
     return classes, Y
 
 
-def check_targets(y, low, high, loss):
-    """Raise ValueError unless ``low <= y <= high``: what the loss can be asked for."""
+def check_targets(y, loss):
+    """Raise ValueError unless the loss can be asked for all of ``y``."""
+    low, high = loss.targets
     if math.isinf(low) and math.isinf(high):
         return
     host = library_of(y).to_numpy(y)
     least, most = float(host.min()), float(host.max())
     if least < low or most > high:
         rule = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
-        raise ValueError(f"`y` must be {rule} for loss={loss!r}; got values from {least:g} to {most:g}.")
+        raise ValueError(f"`y` must be {rule} for loss={loss.name!r}; got values from {least:g} to {most:g}.")

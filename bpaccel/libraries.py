@@ -36,6 +36,27 @@ def _torch_device(xp, text):
     return device
 
 
+def _cupy_devices(xp):
+    import cupy
+
+    count = cupy.cuda.runtime.getDeviceCount()
+    names = [cupy.cuda.runtime.getDeviceProperties(k)["name"].decode() for k in range(count)]
+    return [f"{k} ({name})" for k, name in enumerate(names)]
+
+
+def _torch_devices(xp):
+    import torch
+
+    gpus = [f"cuda:{k} ({torch.cuda.get_device_name(k)})" for k in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *["mps"] * torch.backends.mps.is_available()]
+
+
+def _jax_devices(xp):
+    import jax
+
+    return [str(device) for device in jax.devices()]
+
+
 def _jax_device(xp, text):
     import jax
 
@@ -81,6 +102,7 @@ class Library:
     remedy: str  # how to get it
     owns: Callable[[Any], bool]
     device: Callable[[Any, str], Any] = lambda xp, text: "cpu"
+    devices: Callable[[Any], list] = lambda xp: ["cpu"]  # their names, as `bpaccel info` shows them
     to_numpy: Callable[[Any], np.ndarray] = np.asarray
     synchronize: Callable[[tuple], None] = lambda arrays: None
     trouble: Callable[[Any], str | None] = lambda module: None
@@ -101,43 +123,60 @@ def _compat(test):
 LIBRARIES = {
     row.name: row
     for row in (
-        Library("numpy", "numpy", "numpy", "pip install numpy", lambda x: isinstance(x, (np.ndarray, np.generic))),
         Library(
-            "cupy",
-            "array_api_compat.cupy",
-            "cupy",
-            "pip install 'bpaccel[cuda13]' (or [cuda12]) on a machine with an NVIDIA GPU",
-            _compat("is_cupy_array"),
-            _cupy_device,
-            lambda x: x.get(),
-            _wait_for_cupy,
-            _cupy_trouble,
-            lambda device: device,
+            name="numpy",
+            module="numpy",
+            package="numpy",
+            remedy="pip install numpy",
+            owns=lambda x: isinstance(x, (np.ndarray, np.generic)),
         ),
         Library(
-            "torch",
-            "array_api_compat.torch",
-            "torch",
-            "pip install torch",
-            _compat("is_torch_array"),
-            _torch_device,
-            lambda x: x.detach().cpu().resolve_neg().resolve_conj().numpy(),
-            _wait_for_torch,
+            name="cupy",
+            module="array_api_compat.cupy",
+            package="cupy",
+            remedy="pip install 'bpaccel[cuda13]' (or [cuda12]) on a machine with an NVIDIA GPU",
+            owns=_compat("is_cupy_array"),
+            device=_cupy_device,
+            devices=_cupy_devices,
+            to_numpy=lambda x: x.get(),
+            synchronize=_wait_for_cupy,
+            trouble=_cupy_trouble,
+            active=lambda device: device,
         ),
-        Library("jax", "jax.numpy", "jax", "pip install jax", _compat("is_jax_array"), _jax_device,
-                synchronize=_wait_for_jax),
         Library(
-            "array_api_strict",
-            "array_api_strict",
-            "array_api_strict",
-            "pip install array-api-strict",
-            lambda x: type(x).__module__.startswith("array_api_strict"),
-            _strict_device,
+            name="torch",
+            module="array_api_compat.torch",
+            package="torch",
+            remedy="pip install torch",
+            owns=_compat("is_torch_array"),
+            device=_torch_device,
+            devices=_torch_devices,
+            to_numpy=lambda x: x.detach().cpu().resolve_neg().resolve_conj().numpy(),
+            synchronize=_wait_for_torch,
+        ),
+        Library(
+            name="jax",
+            module="jax.numpy",
+            package="jax",
+            remedy="pip install jax",
+            owns=_compat("is_jax_array"),
+            device=_jax_device,
+            devices=_jax_devices,
+            synchronize=_wait_for_jax,
+        ),
+        Library(
+            name="array_api_strict",
+            module="array_api_strict",
+            package="array_api_strict",
+            remedy="pip install array-api-strict",
+            owns=lambda x: type(x).__module__.startswith("array_api_strict"),
+            device=_strict_device,
+            devices=lambda xp: [str(device).split("'")[1] for device in xp.__array_namespace_info__().devices()],
             # Its simulated devices refuse to be exported by protocol: copied to its CPU first, as from a GPU.
-            lambda x: np.asarray(x.to_device(type(x.device)("CPU_DEVICE"))),
+            to_numpy=lambda x: np.asarray(x.to_device(type(x.device)("CPU_DEVICE"))),
         ),
     )
-}  # fmt: skip
+}
 
 
 def why_not(name):

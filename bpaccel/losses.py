@@ -114,7 +114,7 @@ _CATEGORICAL = Loss(
     "log_loss", _categorical_value, lambda y, l, xp: y / _clipped(l, xp), ("softmax",), ("softmax",), (0, 1)
 )
 
-_made = {}  # one row per name, so that equal names are equal rows
+_made: dict = {}  # one row per name, so that equal names are equal rows
 
 
 def get(loss, output="identity"):

@@ -9,7 +9,8 @@ from bpaccel import activations as _activations
 from bpaccel import core, losses, solvers, storage, training
 from bpaccel.backends import backend as _backend_of_name
 from bpaccel.backends import backend_of, resolve
-from bpaccel.checks import positive, sizes, whole
+from bpaccel.checks import not_negative, positive, sizes, whole
+from bpaccel.checks import seed as checked_seed
 from bpaccel.data import Rows, check_targets, float_dtype, matrix, numbers, targets
 from bpaccel.engines import Objective, choose
 from bpaccel.history import History, Plan
@@ -61,6 +62,8 @@ class Network:
                 raise ValueError(f"`activation` {f.name!r} can only stand at the output; got {names}.")
         self.loss_function = losses.get(loss, self.activations[-1].name)
         self.bias = bool(bias)
+        if not isinstance(seed, np.random.RandomState):
+            seed = checked_seed(seed)
         if init not in core.INITS:
             raise ValueError(f"`init` must be one of {', '.join(core.INITS)}; got {init!r}.")
         if dtype is not None and dtype not in ("float32", "float64"):
@@ -166,17 +169,20 @@ class Network:
             If the loss is no longer finite. The weights of the last finite step are kept.
         """
         objective = self._objective(reduction, l1, l2, clip)
-        rows = self._rows(X, y, sample_weight, fix=True)
+        rows = self._rows(X, y, sample_weight)
         plan = _plan(rows.n, batch_size, shuffle, seed, resume)
         count = _count(steps, epochs, plan)
         every = whole("record_every", record_every) if record_every is not None else -(-count // 100)
         learning_rate = positive("learning_rate", learning_rate)
         solver = solver if solver == "lbfgs" else solvers.get(solver)
+        if solver == "lbfgs" and plan.batch_size < rows.n:
+            raise ValueError("`batch_size` does not go with solver='lbfgs', which looks at all rows at once.")
         state = _resumed(resume, solver, plan)
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
         runner, reason = choose(
             engine, objective, rows, solver, batch_rows=plan.batch_size, steps=count, threads=threads
         )
+        self.dtype = rows.dtype
         first = state.step if state else 0
         history = History(**resume.to_dict()) if resume else History()
         history.engine, history.reason = runner.name, reason
@@ -310,14 +316,11 @@ class Network:
     def _objective(self, reduction, l1, l2, clip):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"`reduction` must be 'mean' or 'sum'; got {reduction!r}.")
-        for name, value in (("l1", l1), ("l2", l2)):
-            if not (np.isscalar(value) and math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` must be a finite number of at least 0; got {value!r}.")
         clip = None if clip is None else positive("clip", clip)
-        return Objective(self.layer_sizes, self.activations, self.loss_function, self.bias, reduction, float(l1),
-                         float(l2), clip)  # fmt: skip
+        return Objective(self.layer_sizes, self.activations, self.loss_function, self.bias, reduction,
+                         not_negative("l1", l1), not_negative("l2", l2), clip)  # fmt: skip
 
-    def _rows(self, X, y, sample_weight, fix=False):
+    def _rows(self, X, y, sample_weight):
         """The door: X, y and weights checked, converted and moved to where they are computed on."""
         X = matrix(X, columns=self.layer_sizes[0])
         if self.activations[-1].slope is None and getattr(y, "ndim", np.ndim(y)) == 1:
@@ -325,11 +328,9 @@ class Network:
                              f"({len(y)},). Use classes, Y = bp.one_hot(y).")  # fmt: skip
         backend = resolve(self._backend, X=X, y=y, sample_weight=sample_weight)
         y = targets(y, X.shape[0], self.layer_sizes[-1])
-        check_targets(y, *self.loss_function.targets, self.loss_function.name)
+        check_targets(y, self.loss_function)
         dtype = self.dtype or float_dtype(X, backend)
         backend.check_dtype(dtype)
-        if fix:
-            self.dtype = dtype
         return Rows(X, y, sample_weight, backend=backend, dtype=dtype)
 
     def _place(self, X):
@@ -360,10 +361,11 @@ class Network:
 
 def _plan(n, batch_size, shuffle, seed, resume):
     size = n if batch_size is None else min(whole("batch_size", batch_size), n)
+    seed = checked_seed(seed)
     if seed is None:
         state = resume.state if resume else None
-        seed = state.plan.seed if state else np.random.SeedSequence().entropy % 2**63
-    return Plan(n, size, bool(shuffle), int(seed))
+        seed = state.plan.seed if state else int(np.random.SeedSequence().generate_state(1)[0])
+    return Plan(n, size, bool(shuffle), seed)
 
 
 def _count(steps, epochs, plan):

@@ -5,14 +5,13 @@ caller's own plots. A file is written beside its place and then renamed, so that
 survives a failure.
 """
 
-import contextlib
 import math
-import os
-import tempfile
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+
+from bpaccel.files import check_place, replacing
 
 # Okabe & Ito's colours, told apart by colour-blind readers too; yellow is left out, for it is lost on white.
 # The purple is darker than theirs, to be read as text.
@@ -45,8 +44,8 @@ def check(path):
     ImportError
         If matplotlib is not installed.
     ValueError
-        If the ending is unknown.
-    FileNotFoundError, IsADirectoryError, PermissionError
+        If the ending is unknown, or the path is there and no file.
+    FileNotFoundError, PermissionError
         If the file cannot be there.
     """
     _figure()
@@ -54,13 +53,7 @@ def check(path):
     if path.suffix[1:].lower() not in FORMATS:
         raise ValueError(f"a picture's file name must end with .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}; "
                          f"got {str(path)!r}.")  # fmt: skip
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for the picture; create it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file for the picture.")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"the folder {str(path.parent)!r} may not be written to; choose another for the picture.")
-    return path
+    return check_place(path)
 
 
 def tutorial(path, lessons):
@@ -297,15 +290,5 @@ def _figure(**options):
 
 
 def _save(figure, path):
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            figure.savefig(file, format=path.suffix[1:].lower(), dpi=figure.dpi, facecolor="white")
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private; a picture is a file like any other
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=figure.dpi, facecolor="white")

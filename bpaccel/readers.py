@@ -5,14 +5,13 @@ file as long as nobody learns from it. Errors say where in the file the trouble 
 """
 
 import csv
-import os
-import tempfile
 from array import array
 from pathlib import Path
 
 import numpy as np
 
 from bpaccel.columns import Table, as_column, check_names
+from bpaccel.files import replacing
 
 CHUNK_ROWS = 2**15  # rows of a CSV file that are held as text at once: text takes some ten times as much memory
 
@@ -217,27 +216,6 @@ def _from_arrow(column, pyarrow):
 READERS = {".csv": _csv, ".npy": _npy, ".npz": _npz, ".parquet": _parquet}
 
 
-def check_place(path, *others):
-    """Raise, before any work is done, unless a file can be written at ``path`` without harm.
-
-    Parameters
-    ----------
-    path : str or Path
-    *others : str or Path
-        Files that are read, and so must not be written over.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into.")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"the folder {str(path.parent)!r} may not be written to.")
-    # Files are renamed into place, which would replace a folder or a device such as /dev/null.
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{str(path)!r} is there already and is not a file: give another name.")
-    if path.exists() and any(Path(other).exists() and path.samefile(other) for other in others):
-        raise ValueError(f"{str(path)!r} is read by this command and must not be written over: give another name.")
-
-
 def write_column(file, name, values):
     """Write one column as CSV to an open text file: its name, then a value a line."""
     writer = csv.writer(file, lineterminator="\n")
@@ -247,15 +225,5 @@ def write_column(file, name, values):
 
 def save_column(path, name, values):
     """Write one column as a CSV file; what was there before is replaced whole or not at all."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
-            write_column(file, name, values)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        write_column(file, name, values)

@@ -5,10 +5,11 @@ are equal bytes.
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
+
+from bpaccel.files import replacing
 
 KEY = "bpaccel"  # safetensors does not keep the order of its metadata keys: one key, with sorted JSON, does
 
@@ -19,24 +20,12 @@ class ModelFileError(ValueError):
 
 def write(path, header, arrays):
     """Write a header (JSON values) and a dict of NumPy arrays."""
-    import tempfile
-
     from safetensors.numpy import save
 
-    path = Path(path)
     arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
     content = save(arrays, {KEY: json.dumps(header, sort_keys=True)})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private; a model is a file like any other
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read(path):

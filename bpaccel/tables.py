@@ -11,6 +11,7 @@ import numpy as np
 
 from bpaccel import storage
 from bpaccel.backends import resolve
+from bpaccel.checks import seed as checked_seed
 from bpaccel.columns import Table, as_table, listed
 from bpaccel.data import one_hot
 from bpaccel.network import Network
@@ -102,7 +103,7 @@ class TableModel:
             infer_task(None, task)
         self.hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         self.activation, self.standardise = activation, bool(standardise)
-        self.seed, self.dtype, self.backend = _checked_seed(seed), dtype, backend
+        self.seed, self.dtype, self.backend = checked_seed(seed), dtype, backend
         self.task, self.reason, self._asked = task, None, task
         self.names: tuple[str, ...] = ()
         self.target: Any = None
@@ -336,13 +337,6 @@ def _scaling(column):
     return float(largest * shares.mean()), float(largest * shares.std()) or 1.0
 
 
-def _checked_seed(seed):
-    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-    if seed is not None and not (whole and 0 <= seed < 2**32):
-        raise ValueError(f"`seed` must be a whole number from 0 to {2**32 - 1}, or None; got {seed!r}.")
-    return seed
-
-
 def hold_out(table: Table, target, share, seed=None):
     """Two tables: what to learn from, and a share of the rows, drawn at random, to judge by.
 
@@ -354,7 +348,7 @@ def hold_out(table: Table, target, share, seed=None):
     for name in table.names:
         if name != target:
             table.numbers(name)
-    order = np.random.default_rng(_checked_seed(seed)).permutation(table.rows)
+    order = np.random.default_rng(checked_seed(seed)).permutation(table.rows)
     count = round(share * table.rows)
     if share and count == 0:
         raise ValueError(f"{table.rows} rows are too few to hold {share:g} of them out: give more rows, or hold out 0.")

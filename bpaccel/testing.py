@@ -55,7 +55,7 @@ class Case:
             for i, o in itertools.pairwise(self.layer_sizes)
         ]
         if self.activations[-1] == "softmax":
-            y = np.eye(outputs)[random.integers(0, outputs, self.n)]
+            y: np.ndarray = np.eye(outputs)[random.integers(0, outputs, self.n)]
         elif self.loss == "log_loss":
             y = random.integers(0, 2, (self.n, outputs))
         elif self.loss == "poisson":

@@ -78,7 +78,8 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
     """
     began = time.perf_counter() - (history.seconds[-1] if history.seconds else 0.0)
     limit, order, epoch = 1, None, None
-    cuts, seen = [], []
+    cuts: list[_Cut] = []
+    seen: list = []
     history.stopped = "steps"
     done = (step, weights, arrays)  # set as one, so that Ctrl-C never finds a part of a step
     try:
@@ -171,7 +172,10 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
     The vectors are packed on the host in float64; loss and gradient are computed where the rows are. A step is one
     iteration, which may look at the loss several times. `Progress.rate` has no effect.
     """
-    from scipy.optimize import minimize
+    try:
+        from scipy.optimize import minimize
+    except ImportError as error:
+        raise ImportError("solver='lbfgs' needs SciPy: pip install scipy.") from error
 
     backend, dtype = engine.rows.backend, engine.rows.dtype
     shapes = [W.shape for W in weights]
@@ -260,7 +264,7 @@ def bar(history, first, count, callbacks, *, show):
 
         def show_row(progress):
             loss = progress.history.loss[-1]
-            bars.update(task, completed=progress.step - first + 1, description=f"loss {loss:.6g}")
+            bars.update(task, completed=min(progress.step - first + 1, count), description=f"loss {loss:.6g}")
 
         callbacks.append(show_row)
         yield

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import bpaccel as bp
-from bpaccel.storage import read, write
 from bpaccel.history import History
+from bpaccel.storage import read, write
 
 X = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]])
 Y = np.array([0, 1, 1, 0])
@@ -141,6 +141,8 @@ WRONG_NETWORKS = [
     ({"activation": ["sigmoid"]}, "one for each of the 2 weight matrices; got"),
     ({"activation": ["softmax", "sigmoid"]}, "'softmax' can only stand at the output"),
     ({"loss": "hinge"}, "`loss` must be one of"),
+    ({"seed": -1}, "`seed` must be a whole number from 0"),
+    ({"seed": "one"}, "`seed` must be a whole number from 0"),
     ({"init": "zeros"}, "`init` must be one of uniform, glorot"),
     ({"dtype": "float16"}, "`dtype` must be 'float32', 'float64' or None; got 'float16'"),
     ({"backend": "nympy"}, "`backend` 'nympy' is not known"),
@@ -182,6 +184,8 @@ WRONG_INPUT = [
     ({"sample_weight": [0, 0, 0, 0]}, "not all 0"),
     ({"sample_weight": [1, np.nan, 1, 1]}, "`sample_weight` must be finite"),
     ({"l2": -1}, "`l2` must be a finite number of at least 0"),
+    ({"l1": 1j}, "`l1` must be a finite number of at least 0"),
+    ({"seed": -1}, "`seed` must be a whole number from 0"),
     ({"clip": 0}, "`clip` must be a finite number above 0"),
     ({"resume": History()}, "`resume` must be a History that train returned"),
 ]
@@ -193,6 +197,7 @@ def test_wrong_input_is_refused_in_words_and_changes_nothing(options, sentence):
     before = [W.copy() for W in net.weights]
     with pytest.raises(ValueError, match=sentence):
         net.train(**{"X": X, "y": Y, "steps": 2, **options})
+    assert net.dtype is None
     assert all(np.array_equal(a, b) for a, b in zip(net.weights, before))
 
 

@@ -100,7 +100,7 @@ def test_info_shows_backends_engines_and_threads():
     pytest.importorskip("typer")
     done = subprocess.run([sys.executable, "-m", "bpaccel", "info"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    for part in ("numpy", "cupy", "array_api_strict", "engines: ", "threads: ", "Python "):
+    for part in ("numpy", "cupy", "array_api_strict", "Engines", "blocked", "threads: ", "Python "):
         assert part in done.stdout
 
 

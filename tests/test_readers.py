@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from bpaccel import readers
-from bpaccel.readers import check_place, read_table, save_column
+from bpaccel.files import check_place
+from bpaccel.readers import read_table, save_column
 
 
 def written(tmp_path, content, name="t.csv"):

@@ -205,7 +205,7 @@ class Engine(ABC):
         """Results in the order of the items, from all threads, with few of them waiting in memory."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="bpaccel")
-        waiting = deque()
+        waiting: deque = deque()
         for item in items:
             # In the caller's context, which holds np.errstate and what else must be the same in all threads.
             waiting.append(self._pool.submit(contextvars.copy_context().run, function, item))
@@ -330,9 +330,9 @@ def _automatic(objective, rows, batch_rows, steps):
             )
     if batch_rows <= block:
         return "array", f"a step's {batch_rows:,} rows fit one block of {block:,}"
-    if library == "numpy":
+    if rows.backend.name in ("numpy", "torch", "jax"):  # on their CPU
         return "blocked", f"a step's {batch_rows:,} rows are more than one block of {block:,}, which stays in the cache"
-    return "array", f"{library} computes {batch_rows:,} rows best in whole passes"
+    return "array", f"{rows.backend.name} computes {batch_rows:,} rows best in whole passes"
 
 
 def thread_count(threads=None):

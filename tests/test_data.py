@@ -1,0 +1,90 @@
+"""Rows: what comes in at the door, and what is read from it in blocks."""
+
+import numpy as np
+import pytest
+
+from bpaccel.backends import backend as backend_of_name
+from bpaccel.data import Rows, float_dtype, matrix, numbers, targets
+
+X, Y, W = np.arange(30.0).reshape(10, 3), np.arange(10.0)[:, None], np.arange(10.0)
+
+
+def _rows(place, **options):
+    where = backend_of_name(place)
+    return where, Rows(X, Y, W, backend=where, dtype=options.get("dtype", where.widest))
+
+
+def test_rows_are_read_in_blocks_and_by_order(place):
+    where, rows = _rows(place)
+    assert rows.n == 10
+    assert [tuple(a.shape) for a in rows.arrays] == [(10, 3), (10, 1), (10,)]
+    order = np.random.default_rng(0).permutation(10)
+    for read, index in ((rows.read(2, 5), slice(2, 5)), (rows.read(2, 5, order), order[2:5]), (rows.read(9, 10), [9])):
+        for got, whole in zip(read, (X, Y, W)):
+            np.testing.assert_array_equal(where.to_numpy(got), whole[index])
+
+
+def test_rows_without_weights_have_none(place):
+    where = backend_of_name(place)
+    rows = Rows(X, Y, backend=where, dtype=where.widest)
+    assert rows.read(0, 3)[2] is None
+    assert rows.read(0, 3, np.arange(10)[::-1].copy())[2] is None
+
+
+def test_arrays_of_the_right_kind_are_not_copied():
+    rows = Rows(X, Y, backend=backend_of_name("numpy"), dtype="float64")
+    assert rows.arrays[0] is X
+    assert np.shares_memory(rows.read(3, 7)[0], X)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int32"])
+def test_a_memory_map_is_read_as_it_is_or_block_by_block(dtype, tmp_path):
+    stored = np.lib.format.open_memmap(tmp_path / "X.npy", mode="w+", dtype=dtype, shape=X.shape)
+    stored[:] = X
+    rows = Rows(stored, Y, backend=backend_of_name("numpy"), dtype="float64")
+    assert (rows.arrays is None) == (dtype == "int32")
+    order = np.arange(10)[::-1].copy()
+    np.testing.assert_array_equal(rows.read(0, 4)[0], X[:4])
+    np.testing.assert_array_equal(rows.read(0, 4, order)[0], X[::-1][:4])
+    assert rows.read(0, 4)[0].dtype == np.float64
+
+
+def test_a_memory_map_goes_to_another_backend_block_by_block(tmp_path, backend):
+    stored = np.lib.format.open_memmap(tmp_path / "X.npy", mode="w+", dtype="float64", shape=X.shape)
+    stored[:] = X
+    where = backend_of_name(backend)
+    rows = Rows(stored, Y, backend=where, dtype="float64")
+    np.testing.assert_array_equal(where.to_numpy(rows.read(2, 4)[0]), X[2:4])
+
+
+def test_the_dtype_is_the_arrays_own_or_the_widest():
+    numpy = backend_of_name("numpy")
+    for dtype, computed in (
+        ("float32", "float32"),
+        ("float64", "float64"),
+        ("int8", "float64"),
+        ("float16", "float32"),
+    ):
+        assert float_dtype(np.ones(1, dtype), numpy) == computed
+    strict = pytest.importorskip("array_api_strict")
+    assert float_dtype(strict.ones(1, dtype=strict.int8), backend_of_name("array_api_strict:no_float64")) == "float32"
+
+
+def test_one_dimensional_targets_are_one_column(place):
+    where = backend_of_name(place)
+    y = targets(where.asarray([1, 2, 3], where.widest), 3, 1)
+    assert tuple(y.shape) == (3, 1)
+    with pytest.raises(ValueError, match=r"of shape \(3, 2\)"):
+        targets(where.asarray([1, 2, 3], where.widest), 3, 2)
+
+
+@pytest.mark.parametrize("bad", [np.array(["1"]), np.array([None]), np.array([1j]), np.array(["2020"], "M8[Y]")])
+def test_only_real_numbers_come_in(bad):
+    with pytest.raises(ValueError, match="`X` must be real numbers"):
+        numbers(bad)
+
+
+def test_a_matrix_has_two_dimensions():
+    for bad in (np.ones(3), np.ones((2, 2, 2)), np.float64(1.0)):
+        with pytest.raises(ValueError, match="`X` must be 2-D"):
+            matrix(bad)
