@@ -42,6 +42,7 @@ from bpaccel.engines.lanes import (
     total,
     word,
 )
+from bpaccel.engines.unrolled import lesson
 from bpaccel.engines.vmath import (
     activate,
     cost_of,
@@ -234,6 +235,11 @@ def learn(k, plan, a, end, g):
                     if slope:
                         s = mul(k, s, load(k, a, x + i * R + r))
                     store(k, a, x + i * R + r, s)
+
+
+def learn_unrolled(k, plan, a, end, g):
+    """`learn` for a network of few weights, whose shape is known to the compiler."""
+    lesson(k, word(plan, WEIGHTS), real(word(plan, RULES), LOSS), a, end, word(plan, APART), g)
 
 
 def activations(k, plan, a, at, units, end):

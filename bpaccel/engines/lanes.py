@@ -33,6 +33,10 @@ class Kind:
         How many rows lanes hold.
     output, loss : str
         The output's activation, or that of a kernel of one activation; the loss.
+    activations, shape : tuple
+        Of each layer, and its units, for a kernel of a known network; else empty.
+    bias : bool
+        Of a known network.
     source : str
         A fingerprint of the sources, so that the cache never serves code of another version.
     """
@@ -41,6 +45,9 @@ class Kind:
     count: int
     output: str = ""
     loss: str = ""
+    activations: tuple = ()
+    shape: tuple = ()
+    bias: bool = False
     source: str = ""
 
     @property
@@ -233,7 +240,7 @@ def add(spec, a, b):
     return a + b
 
 
-def _pointer(builder, address, index, type_):
+def pointer(builder, address, index, type_):
     """A pointer to element ``index`` of an array of numbers of an LLVM type, at an address."""
     return builder.gep(builder.inttoptr(address, type_.as_pointer()), [index])
 
@@ -244,7 +251,7 @@ def load(typing, kind, address, index):
     lanes = lanes_of(kind)
 
     def code(context, builder, sig, args):
-        where = _pointer(builder, args[1], args[2], lanes.vector.element)
+        where = pointer(builder, args[1], args[2], lanes.vector.element)
         return builder.load(builder.bitcast(where, lanes.vector.as_pointer()), align=kind.kind.width)
 
     return lanes(kind, types.int64, types.int64), code
@@ -256,7 +263,7 @@ def store(typing, kind, address, index, value):
     lanes = lanes_of(kind)
 
     def code(context, builder, sig, args):
-        where = _pointer(builder, args[1], args[2], lanes.vector.element)
+        where = pointer(builder, args[1], args[2], lanes.vector.element)
         builder.store(args[3], builder.bitcast(where, lanes.vector.as_pointer()), align=kind.kind.width)
         return context.get_dummy_value()
 
@@ -275,7 +282,7 @@ def picked(typing, kind, address, index, step, first):
 
     def code(context, builder, sig, args):
         wide = ir.VectorType(lanes.vector.element, lanes.count * step.literal_value)
-        where = _pointer(builder, args[1], args[2], wide.element)
+        where = pointer(builder, args[1], args[2], wide.element)
         value = builder.load(builder.bitcast(where, wide.as_pointer()), align=kind.kind.width)
         places = [step.literal_value * r + first.literal_value for r in range(lanes.count)]
         return builder.shuffle_vector(
@@ -297,7 +304,7 @@ def total(typing, kind, value):
     """The sum of all lanes, always added in the same order, as float64."""
 
     def code(context, builder, sig, args):
-        return _widened(builder, Value(builder, args[1]).total())
+        return widened(builder, Value(builder, args[1]).total())
 
     return types.float64(kind, value), code
 
@@ -326,9 +333,9 @@ def add_totals(typing, kind, address, index, step, first, second, third, fourth)
         while width > 1:
             one, width = halved(one, one, width, one.type.count), width // 2
         for place in range(4):
-            value = _widened(builder, builder.extract_element(one, I32(place)))
+            value = widened(builder, builder.extract_element(one, I32(place)))
             at = builder.add(args[2], builder.mul(args[3], I64(place)))
-            where = _pointer(builder, args[1], at, ir.DoubleType())
+            where = pointer(builder, args[1], at, ir.DoubleType())
             builder.store(builder.fadd(builder.load(where), value), where)
         return context.get_dummy_value()
 
@@ -336,7 +343,8 @@ def add_totals(typing, kind, address, index, step, first, second, third, fourth)
     return types.void(kind, types.int64, types.int64, types.int64, lanes, lanes, lanes, lanes), code
 
 
-def _widened(builder, scalar):
+def widened(builder, scalar):
+    """A scalar of any float type, as float64."""
     return scalar if scalar.type == ir.DoubleType() else builder.fpext(scalar, ir.DoubleType())
 
 
@@ -346,7 +354,7 @@ def number(typing, kind, address, index):
     dtype, llvm, _ = FLOATS[kind.kind.dtype]
 
     def code(context, builder, sig, args):
-        return builder.load(_pointer(builder, args[1], args[2], llvm))
+        return builder.load(pointer(builder, args[1], args[2], llvm))
 
     return dtype(kind, types.int64, types.int64), code
 
@@ -357,7 +365,7 @@ def put(typing, kind, address, index, value):
     dtype, llvm, _ = FLOATS[kind.kind.dtype]
 
     def code(context, builder, sig, args):
-        builder.store(args[3], _pointer(builder, args[1], args[2], llvm))
+        builder.store(args[3], pointer(builder, args[1], args[2], llvm))
         return context.get_dummy_value()
 
     return types.void(kind, types.int64, types.int64, dtype), code
@@ -389,7 +397,7 @@ def acquire(typing, address, index):
     """Read a shared word."""
 
     def code(context, builder, sig, args):
-        return builder.load_atomic(_pointer(builder, args[0], args[1], I64), "acquire", 8)
+        return builder.load_atomic(pointer(builder, args[0], args[1], I64), "acquire", 8)
 
     return types.int64(types.int64, types.int64), code
 
@@ -399,7 +407,7 @@ def release(typing, address, index, value):
     """Set a shared word."""
 
     def code(context, builder, sig, args):
-        builder.store_atomic(args[2], _pointer(builder, args[0], args[1], I64), "release", 8)
+        builder.store_atomic(args[2], pointer(builder, args[0], args[1], I64), "release", 8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), code
@@ -410,7 +418,7 @@ def swap(typing, address, index, old, new):
     """Set a shared word to ``new`` if it is ``old``; whether it was."""
 
     def code(context, builder, sig, args):
-        where = _pointer(builder, args[0], args[1], I64)
+        where = pointer(builder, args[0], args[1], I64)
         return builder.extract_value(builder.cmpxchg(where, args[2], args[3], "seq_cst", "seq_cst"), 1)
 
     return types.boolean(types.int64, types.int64, types.int64, types.int64), code
@@ -421,7 +429,7 @@ def count_up(typing, address, index):
     """Add 1 to a shared word."""
 
     def code(context, builder, sig, args):
-        builder.atomic_rmw("add", _pointer(builder, args[0], args[1], I64), I64(1), "acq_rel")
+        builder.atomic_rmw("add", pointer(builder, args[0], args[1], I64), I64(1), "acq_rel")
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), code
@@ -435,7 +443,7 @@ def word(typing, address, index):
     """A whole number of an array of int64."""
 
     def code(context, builder, sig, args):
-        return builder.load(_pointer(builder, args[0], args[1], I64))
+        return builder.load(pointer(builder, args[0], args[1], I64))
 
     return types.int64(types.int64, types.int64), code
 
@@ -445,7 +453,7 @@ def real(typing, address, index):
     """A number of an array of float64."""
 
     def code(context, builder, sig, args):
-        return builder.load(_pointer(builder, args[0], args[1], ir.DoubleType()))
+        return builder.load(pointer(builder, args[0], args[1], ir.DoubleType()))
 
     return types.float64(types.int64, types.int64), code
 
@@ -455,7 +463,7 @@ def set_real(typing, address, index, value):
     """Set a number of an array of float64."""
 
     def code(context, builder, sig, args):
-        builder.store(args[2], _pointer(builder, args[0], args[1], ir.DoubleType()))
+        builder.store(args[2], pointer(builder, args[0], args[1], ir.DoubleType()))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.float64), code

@@ -17,7 +17,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from bpaccel.engines import Engine, Sums, fused, lanes, vmath
+from bpaccel.engines import Engine, Sums, fused, lanes, unrolled, vmath
 from bpaccel.solvers import Adam, GradientDescent, Momentum, Nesterov
 
 # Rows of a block: the unit of the order of sums, and what a thread takes at once. Few enough that 10,000 rows occupy
@@ -29,6 +29,10 @@ STRETCH_BYTES = 32 * 2**10
 SLOT_NUMBERS = 2**17
 # Rows read from files and other arrays at once.
 READ_BLOCKS = 64
+# The most weights of a network whose lesson is written out for its shape: what the registers can hold.
+UNROLLED_WEIGHTS = 32
+# So few rows in all are computed with few lanes.
+FEW_ROWS = 8
 # Below this many multiplications a step, rows times weights, another thread gains less than it costs.
 THREADED_WORK = 2**17
 
@@ -46,7 +50,7 @@ log = logging.getLogger("bpaccel")
 # Numba's cache looks at the date of one file only, and knows nothing of what that file calls: so the sources, and the
 # version that compiles them, are part of the type of each kernel's first argument.
 def _fingerprint():
-    text = b"".join(Path(module.__file__).read_bytes() for module in (lanes, vmath, fused))
+    text = b"".join(Path(module.__file__).read_bytes() for module in (lanes, vmath, unrolled, fused))
     return hashlib.sha256(text + numba.__version__.encode()).hexdigest()[:16]
 
 
@@ -160,23 +164,30 @@ class Numba(Engine):
     def _planned(self):
         """What all runs' plans have in common, and what must be kept for it. Compiles what is missing."""
         began = time.perf_counter()
-        o, dtype, count = self.objective, self._dtype.name, _lane_count(self.rows.n, self._dtype.itemsize)
+        o, dtype, width = self.objective, self._dtype.name, self._dtype.itemsize
+        known = self._count <= UNROLLED_WEIGHTS and self.rows.n > FEW_ROWS
+        # A pass keeps busy one register a sum where it is written out, else four lanes' worth of them.
+        count = 8 if self.rows.n <= FEW_ROWS else (64 if known else 128) // width
         sizes, names, loss = o.layer_sizes, [f.name for f in o.activations], o.loss.name.partition(":")[0]
         tables = np.array(sizes, np.int64), np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
         _, functions, slopes = tables
         plan = np.zeros(fused.PLAN_WORDS, np.int64)
         kept = [_kernel(fused.read, 6, dtype, count), _kernel(fused.settle, 2, dtype, 1)]
         plan[[fused.READ, fused.SETTLE]] = [k.address for k in kept]
-        for layer, name in enumerate(names):
-            if name != "identity":
-                function = fused.softmax if name == "softmax" else fused.activations
-                kept.append(_kernel(function, 5, dtype, count, name))
-                functions[layer] = kept[-1].address
-                if layer < len(names) - 1:
-                    kept.append(_kernel(fused.slopes, 5, dtype, count, name))
-                    slopes[layer] = kept[-1].address
-        kept += _kernel(fused.output, 5, dtype, count, names[-1], loss), _kernel(fused.learn, 4, dtype, count)
-        plan[[fused.OUTPUT, fused.LEARN]] = [k.address for k in kept[-2:]]
+        if known:
+            kept.append(_kernel(fused.learn_unrolled, 4, dtype, count, names[-1], loss, tuple(names), sizes, o.bias))
+            plan[fused.LEARN] = kept[-1].address
+        else:
+            for layer, name in enumerate(names):
+                if name != "identity":
+                    function = fused.softmax if name == "softmax" else fused.activations
+                    kept.append(_kernel(function, 5, dtype, count, name))
+                    functions[layer] = kept[-1].address
+                    if layer < len(names) - 1:
+                        kept.append(_kernel(fused.slopes, 5, dtype, count, name))
+                        slopes[layer] = kept[-1].address
+            kept += _kernel(fused.output, 5, dtype, count, names[-1], loss), _kernel(fused.learn, 4, dtype, count)
+            plan[[fused.OUTPUT, fused.LEARN]] = [k.address for k in kept[-2:]]
         _drive()
         plan[[fused.SIZES, fused.ACTIVATE, fused.SLOPES]] = [table.ctypes.data for table in tables]
         plan[[fused.DEPTH, fused.BIAS, fused.COUNT]] = len(names), o.bias, self._count
@@ -265,11 +276,6 @@ def _aligned(size, line=64):
     memory = np.empty(size + line, np.uint8)
     skip = -memory.ctypes.data % line
     return memory[skip : skip + size]
-
-
-def _lane_count(rows, width):
-    """How many rows lanes hold: few rows in all take few lanes, many keep several registers busy at once."""
-    return 8 if rows <= 8 else 128 // width
 
 
 def _stretch(units, width):

@@ -1,0 +1,162 @@
+"""The fused pass for a network of few weights: the lesson written out for the shape it has.
+
+Python's loops over units run while code is emitted, so that a pass over the rows is a straight line of instructions:
+the sums of the updates stay in registers, and so does what is between a layer's inputs and its outputs. There is a
+pass for each hidden layer, one for the output, error and all, and one for each hidden layer on the way back: short
+enough for the processor to work on several lanes' worth of rows at a time.
+"""
+
+from itertools import pairwise
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from bpaccel.engines.lanes import I64, Value, lanes_of, pointer, widened
+from bpaccel.engines.vmath import ACTIVATIONS, exp_down, loss_value, output_delta
+
+
+@intrinsic
+def lesson(typing, kind, w, loss, a, end, R, g):
+    """Add what rows 0 ... end of a stretch ask of the weights to g, and their totals after that."""
+    spec = kind.kind
+    sizes, names, bias = spec.shape, spec.activations, spec.bias
+    starts, count = [], 0  # where a layer's units begin, and where its weights do
+    for layer, (I, O) in enumerate(pairwise(sizes)):
+        starts.append((sum(sizes[:layer]), count))
+        count += (I + bias) * O
+
+    def code(context, builder, sig, args):
+        rows = _Rows(builder, lanes_of(kind).vector, spec.width, *args[1:])
+        number = rows.nothing.of(args[2])
+
+        def forward(layer, inputs):
+            """Outputs of lanes of inputs."""
+            p, O = starts[layer][1], sizes[layer + 1]
+            outputs = []
+            for o in range(O):
+                z = rows.weights[p + len(inputs) * O + o] if bias else rows.nothing
+                for i, l in enumerate(inputs):
+                    z = z + l * rows.weights[p + i * O + o]
+                outputs.append(ACTIVATIONS[names[layer]][0](z))
+            return _softmax(outputs) if names[layer] == "softmax" else outputs
+
+        def backward(layer, inputs, deltas):
+            """Add to the sums; the deltas below take the place of the inputs."""
+            (unit, p), O = starts[layer], len(deltas)
+            for i, l in enumerate(inputs):
+                for o, delta in enumerate(deltas):
+                    rows.add(p + i * O + o, l * delta)
+                if layer > 0:
+                    error = rows.nothing
+                    for o, delta in enumerate(deltas):
+                        error = error + delta * rows.weights[p + i * O + o]
+                    rows.put(unit + i, error * ACTIVATIONS[names[layer - 1]][1](l))
+            for o, delta in enumerate(deltas if bias else ()):
+                rows.add(p + len(inputs) * O + o, delta)
+
+        rows.load_weights(count)
+        rows.mean_of = count + 2, sizes[-1]  # |error| is the mean over the outputs
+        last = len(sizes) - 2
+        for layer in range(last):
+            with rows.all():
+                for o, l in enumerate(forward(layer, rows.units(starts[layer][0], sizes[layer]))):
+                    rows.put(starts[layer + 1][0] + o, l)
+
+        with rows.summing(starts[last][1], count + 3):
+            target = sum(sizes)
+            inputs = rows.units(starts[last][0], sizes[last])
+            (weight,) = rows.units(target + sizes[-1], 1)
+            filling = weight.less(0.0)
+            rows.add(count, weight.at_least(0.0))
+            deltas = []
+            for l, y in zip(forward(last, inputs), rows.units(target, sizes[-1])):
+                rows.add(count + 1, rows.nothing.where(filling, loss_value(spec, y, l, number) * weight))
+                rows.add(count + 2, rows.nothing.where(filling, (y - l).abs() * weight))
+                deltas.append(rows.nothing.where(filling, output_delta(spec, y, l, number) * weight))
+            backward(last, inputs, deltas)
+
+        for layer in range(last - 1, -1, -1):
+            with rows.summing(starts[layer][1], starts[layer + 1][1]):
+                inputs = rows.units(starts[layer][0], sizes[layer])
+                backward(layer, inputs, rows.units(starts[layer + 1][0], sizes[layer + 1]))
+        return context.get_dummy_value()
+
+    return types.void(kind, types.int64, types.float64, types.int64, types.int64, types.int64, types.int64), code
+
+
+class _Rows:
+    """A stretch of rows while code is emitted: its passes, its units, and the sums that a pass keeps."""
+
+    def __init__(self, builder, vector, width, w, loss, a, end, R, g):
+        self.builder, self.vector, self.width = builder, vector, width
+        self.w, self.a, self.end, self.R, self.g = w, a, end, R, g
+        self.nothing = Value(builder, ir.Constant(vector, [0.0] * vector.count))
+
+    def load_weights(self, count):
+        numbers = (self.builder.load(pointer(self.builder, self.w, I64(p), self.vector.element)) for p in range(count))
+        self.weights = [self.nothing.of(n) for n in numbers]
+
+    def all(self):
+        """A pass over the rows."""
+        return _Pass(self, 0, 0)
+
+    def summing(self, first, stop):
+        """A pass that adds its sums first ... stop to g when it is over."""
+        return _Pass(self, first, stop)
+
+    def _unit(self, at):
+        index = self.builder.add(self.builder.mul(self.R, I64(at)), self.r)
+        return self.builder.bitcast(
+            pointer(self.builder, self.a, index, self.vector.element), self.vector.as_pointer()
+        )
+
+    def units(self, first, count):
+        """The values of some units."""
+        places = [self._unit(first + k) for k in range(count)]
+        return [Value(self.builder, self.builder.load(place, align=self.width)) for place in places]
+
+    def put(self, at, value):
+        """Set a unit's."""
+        self.builder.store(value.value, self._unit(at), align=self.width)
+
+    def add(self, place, value):
+        """Add to a sum of this pass."""
+        held = self.sums[place]
+        self.builder.store((Value(self.builder, self.builder.load(held)) + value).value, held)
+
+
+class _Pass:
+    def __init__(self, rows, first, stop):
+        self.rows, self.places = rows, range(first, stop)
+
+    def __enter__(self):
+        rows = self.rows
+        rows.sums = {p: cgutils.alloca_once_value(rows.builder, rows.nothing.value) for p in self.places}
+        for held in rows.sums.values():
+            rows.builder.store(rows.nothing.value, held)
+        step = I64(rows.vector.count)
+        self.loop = cgutils.for_range_slice(rows.builder, I64(0), rows.end, step, I64)
+        rows.r, _ = self.loop.__enter__()
+
+    def __exit__(self, *error):
+        rows, builder = self.rows, self.rows.builder
+        self.loop.__exit__(*error)
+        for place, held in rows.sums.items():
+            where = pointer(builder, rows.g, I64(place), ir.DoubleType())
+            total = widened(builder, Value(builder, builder.load(held)).total())
+            if place == rows.mean_of[0]:
+                total = builder.fdiv(total, ir.DoubleType()(rows.mean_of[1]))
+            builder.store(builder.fadd(builder.load(where), total), where)
+
+
+def _softmax(sums):
+    top = sums[0]
+    for z in sums[1:]:
+        top = top.where(top.more(z), z)
+    parts = [exp_down(z - top) for z in sums]
+    whole = parts[0]
+    for e in parts[1:]:
+        whole = whole + e
+    return [e / whole for e in parts]
