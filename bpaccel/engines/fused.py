@@ -317,6 +317,7 @@ def settle(k, plan, now):
         length = math.sqrt(squares)
         if length > real(rules, CLIP):
             scale = real(rules, CLIP) / length
+    scale /= divisor
 
     s, t, solver = word(plan, STATE), word(plan, SECOND_STATE), word(plan, SOLVER)
     rate, first, second = real(word(plan, RATES), now), real(rules, FIRST), real(rules, SECOND)
@@ -326,7 +327,7 @@ def settle(k, plan, now):
     r, one, two, epsilon = rounded(k, rate), rounded(k, first), rounded(k, second), rounded(k, real(rules, THIRD))
     rest, rest_two = rounded(k, 1.0 - first), rounded(k, 1.0 - second)
     for p in range(P):
-        v = rounded(k, real(u, p) / divisor * scale)
+        v = rounded(k, real(u, p) * scale)
         if solver == GRADIENT_DESCENT:
             change = r * v
         elif solver == ADAM:

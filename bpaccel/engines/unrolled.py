@@ -108,9 +108,7 @@ class _Rows:
 
     def _unit(self, at):
         index = self.builder.add(self.builder.mul(self.R, I64(at)), self.r)
-        return self.builder.bitcast(
-            pointer(self.builder, self.a, index, self.vector.element), self.vector.as_pointer()
-        )
+        return self.builder.bitcast(pointer(self.builder, self.a, index, self.vector.element), self.vector.as_pointer())
 
     def units(self, first, count):
         """The values of some units."""
