@@ -112,8 +112,8 @@ class Plan:
 
     def batches(self, step, stop, order):
         """The `Batches` of steps ``step:stop``."""
-        starts = [(s % self.steps_per_epoch) * self.batch_size for s in range(step, stop)]
-        return Batches(order, starts, [min(first + self.batch_size, self.n) for first in starts])
+        starts = np.arange(step, stop) % self.steps_per_epoch * self.batch_size
+        return Batches(order, starts, np.minimum(starts + self.batch_size, self.n))
 
 
 @dataclass

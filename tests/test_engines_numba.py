@@ -26,6 +26,15 @@ def made(n, *, threads=1, sizes=(3, 4, 1), activations=("sigmoid", "sigmoid"), d
     return Numba(case.objective(reduction="mean"), rows, threads), weights
 
 
+def _printed(code, *paths, **environment):
+    """What Python code prints in a process of its own."""
+    paths = [os.path.dirname(os.path.dirname(bp.__file__)), *paths]
+    command = [sys.executable, "-W", "error:::bpaccel", "-c", code, *paths]
+    environment = {**os.environ, **environment}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    return run.stdout.strip()
+
+
 def bytes_of(arrays):
     return b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
 
@@ -159,22 +168,20 @@ def test_auto_compiles_where_there_is_work_enough_and_no_layer_is_wide():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_computes_the_same():
-    engine, weights = made(50 * BLOCK_ROWS, threads=2)
-    want = trained(engine, weights)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writer, b"same" if trained(engine, weights) == want else b"other")
-        finally:
-            os._exit(0)
-    os.close(writer)
-    assert os.read(reader, 10) == b"same"
-    os.waitpid(child, 0)
-    os.close(reader)
-    engine.close()
+    """In a process of its own: JAX, which other tests import, warns of any fork."""
+    code = """
+import os, sys
+sys.path[:0] = sys.argv[1:]
+from test_engines_numba import BLOCK_ROWS, made, trained
+engine, weights = made(50 * BLOCK_ROWS, threads=2)
+want = trained(engine, weights)
+child = os.fork()
+if child == 0:
+    os._exit(trained(engine, weights) != want)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert _printed(code, os.path.dirname(__file__)) == "0"
 
 
 def test_no_helpers_give_the_same(monkeypatch):
@@ -193,7 +200,7 @@ def test_no_helpers_give_the_same(monkeypatch):
 def test_compiled_code_is_found_on_the_disk_by_a_second_process(tmp_path):
     code = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 import numpy as np, bpaccel as bp
 from bpaccel.engines import fused
 make, kernels = fused.kernel, []
@@ -205,14 +212,8 @@ net = bp.Network([3, 2], activation="identity", seed=1)
 net.train(np.ones((4, 3)), np.ones((4, 2)), steps=2, engine="numba")
 print(sum(kernel.cache_hits for kernel in kernels), len(kernels))
 """
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    root = os.path.dirname(os.path.dirname(bp.__file__))
-    hits = []
-    for _ in range(2):
-        run = subprocess.run(
-            [sys.executable, "-c", code, root], env=environment, capture_output=True, text=True, check=True, timeout=120
-        )
-        hits.append([int(word) for word in run.stdout.split()])
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    hits = [list(map(int, _printed(code, **environment).split())) for _ in range(2)]
     (none, kernels), (all_of_them, _) = hits
     assert (none, all_of_them) == (0, kernels)
     assert kernels > 3

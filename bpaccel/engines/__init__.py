@@ -46,7 +46,7 @@ class Batches(NamedTuple):
     Attributes
     ----------
     order : numpy.ndarray of int64, shape (N,), or None
-    starts, stops : sequence of int
+    starts, stops : sequence of int, or an array of them
     """
 
     order: Any

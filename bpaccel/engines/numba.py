@@ -222,9 +222,9 @@ class _Job:
         for field, x in zip((fused.INPUTS, fused.TARGETS, fused.ROW_WEIGHTS), self.arrays):
             if x is not None:
                 steps = [step // x.itemsize for step in x.strides]
-                self.plan[field : field + 3] = x.ctypes.data, steps[0], steps[-1]
+                self.plan[field : field + 3] = _address(x), steps[0], steps[-1]
         self.order = None if order is None else np.ascontiguousarray(order, np.int64)
-        self.starts, self.stops = np.array(starts, np.int64), np.array(stops, np.int64)
+        self.starts, self.stops = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(stops, np.int64)
         length = engine._count + fused.TOTALS
         rows = int((self.stops - self.starts).max())
         blocks = -(-rows // engine.block_rows)
@@ -247,14 +247,14 @@ class _Job:
             (fused.SHARED, shared), (fused.RULES, rules), *zip((fused.STATE, fused.SECOND_STATE), state),
         )  # fmt: skip
         for place, array in arrays:
-            plan[place] = 0 if array is None else array.ctypes.data
+            plan[place] = _address(array)
         plan[[fused.STEPS, fused.STEP, fused.SLOTS]] = len(rates), step, self.slots
         plan[[fused.SOLVER, fused.ALONE, fused.ONWARD]] = solver_code, self.threads == 1, len(rates) == 1
 
         # A helper may come when the run is over, and still looks at the control block: its arguments hold the memory.
         def drive(helper, memory):
             scratch = _aligned(e._units * e._apart * e._dtype.itemsize)
-            _drive()(None, plan.ctypes.data, helper, scratch.ctypes.data)
+            _drive()(None, _address(plan), helper, _address(scratch))
 
         try:
             for _ in range(self.threads - 1):
@@ -273,10 +273,14 @@ def _copied(x):
     return np.array(x, x.dtype.newbyteorder("="), order="C")
 
 
+def _address(array):
+    return 0 if array is None else array.__array_interface__["data"][0]
+
+
 def _aligned(size, line=64):
     """Memory that begins on a cache line: lanes that straddle two take longer."""
     memory = np.empty(size + line, np.uint8)
-    skip = -memory.ctypes.data % line
+    skip = -_address(memory) % line
     return memory[skip : skip + size]
 
 
