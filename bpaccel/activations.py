@@ -30,6 +30,9 @@ class Activation:
     function: Callable[[Array, Any], Array]
     slope: Callable[[Array, Any], Array] | None
 
+    def __reduce__(self):  # rows of ours are pickled by name: their functions have none
+        return (get, (self.name,)) if ACTIVATIONS.get(self.name) is self else super().__reduce__()
+
 
 # 1 / (1 + exp(-z)), computed from exp(-|z|): no overflow, and within 1 eps far into the left tail.
 def _sigmoid(z, xp):

@@ -88,6 +88,9 @@ class Backend:
         """Wait until ``arrays`` are computed: devices and JAX compute behind the caller's back."""
         self.library.synchronize(arrays)
 
+    def __reduce__(self):
+        return backend, (self.name,)
+
     def active(self):
         """A context in which new arrays land on this device (CuPy allocates on its current one)."""
         return self.library.active(self.device)
@@ -110,7 +113,7 @@ def library_of(x):
     for library in LIBRARIES.values():
         if library.owns(x):
             return library
-    if hasattr(x, "__array_namespace__") or hasattr(x, "dask"):
+    if hasattr(x, "__array_namespace__") or type(x).__module__.startswith("dask."):
         raise BackendError(f"arrays of type {type(x).__module__}.{type(x).__name__} are not supported; "
                            f"bpaccel computes on {', '.join(LIBRARIES)}. Use numpy.asarray first.")  # fmt: skip
     return None

@@ -103,6 +103,8 @@ class Rows:
         self.arrays = None
         if not any(_stays_on_disk(x, backend, dtype) for x in self._source):
             self.arrays = self._source = self._converted(self._source)
+        else:  # blocks are put together on the host
+            self._source = tuple(None if x is None else library_of(x).to_numpy(x) for x in self._source)
 
     def _converted(self, arrays):
         return tuple(None if x is None else self.backend.asarray(x, self.dtype) for x in arrays)
@@ -155,7 +157,10 @@ def one_hot(labels):
     labels = np.asarray(labels) if library is None else library.to_numpy(labels)
     if labels.ndim != 1 or len(labels) == 0:
         raise ValueError(f"`labels` must be 1-D with at least one label; got shape {labels.shape}.")
-    classes, codes = np.unique(labels, return_inverse=True)
+    try:
+        classes, codes = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        raise ValueError("`labels` must be all numbers or all text; got a mixture, or values that are missing.") from error
     Y = np.zeros((len(labels), len(classes)))
     Y[np.arange(len(labels)), codes] = 1.0
     return classes, Y
@@ -167,6 +172,9 @@ def check_targets(y, loss):
     if math.isinf(low) and math.isinf(high):
         return
     host = library_of(y).to_numpy(y)
+    if loss.outputs == ("softmax",) and not np.allclose(host.sum(axis=1), 1.0, rtol=0, atol=1e-3):
+        message = "`y` must be one-hot, or probabilities that sum to 1 in each row, for a softmax output. Use bp.one_hot."
+        raise ValueError(message)
     least, most = float(host.min()), float(host.max())
     if least < low or most > high:
         rule = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"

@@ -18,6 +18,7 @@ class State:
     solver: Any
     arrays: Any
     plan: Any
+    shape: Any
 
 
 @dataclass
@@ -40,8 +41,8 @@ class History:
         Since training began.
     engine, reason : str
         Which engine ran, and why it was chosen.
-    stopped : {"steps", "callback", "interrupted", "converged"}
-        Why training ended.
+    stopped : {"steps", "callback", "interrupted", "converged", "diverged"}
+        Why training ended; the last is that of a `DivergenceError`.
     state : State
         For ``train(resume=history)``.
     """
@@ -123,7 +124,7 @@ class Progress:
     Attributes
     ----------
     network : Network
-        With the weights after the step.
+        With the weights after the step: to be looked at, since training goes on from its own.
     history : History
         So far; its last row is the step's.
     step : int

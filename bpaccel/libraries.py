@@ -31,9 +31,8 @@ def _cupy_device(xp, text):
 def _torch_device(xp, text):
     import torch
 
-    device = torch.device(text or "cpu")
-    torch.empty(0, device=device)  # fails in words where the device is not there
-    return device
+    # An array's own device has a number, "cuda:0", where a name may have none; and it fails in words if there is none.
+    return torch.empty(0, device=text or "cpu").device
 
 
 def _cupy_devices(xp):
@@ -55,6 +54,13 @@ def _jax_devices(xp):
     import jax
 
     return [str(device) for device in jax.devices()]
+
+
+def _torch_to_numpy(x):
+    import torch
+
+    x = x.detach().cpu().resolve_neg().resolve_conj()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16
 
 
 def _jax_device(xp, text):
@@ -151,7 +157,7 @@ LIBRARIES = {
             owns=_compat("is_torch_array"),
             device=_torch_device,
             devices=_torch_devices,
-            to_numpy=lambda x: x.detach().cpu().resolve_neg().resolve_conj().numpy(),
+            to_numpy=_torch_to_numpy,
             synchronize=_wait_for_torch,
         ),
         Library(

@@ -39,6 +39,10 @@ class Loss:
     outputs: tuple | None = None
     targets: tuple = (-math.inf, math.inf)
 
+    def __reduce__(self):  # rows of ours are pickled by name: their functions have none
+        output = self.outputs[0] if self.outputs else "identity"
+        return (get, (self.name, output)) if known(self, output) else super().__reduce__()
+
 
 # Probabilities are clipped to [eps, 1 - eps], as scikit-learn does: a sure and wrong answer costs a finite loss.
 def _clipped(l, xp):

@@ -1,5 +1,6 @@
 """Network: layer sizes, weights, and the few verbs that one wants of them."""
 
+import contextlib
 import math
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ import numpy as np
 from bpaccel import activations as _activations
 from bpaccel import core, losses, solvers, storage, training
 from bpaccel.backends import backend as _backend_of_name
-from bpaccel.backends import backend_of, resolve
+from bpaccel.backends import BackendError, backend_of, resolve
 from bpaccel.checks import not_negative, positive, sizes, whole
 from bpaccel.checks import seed as checked_seed
 from bpaccel.data import Rows, check_targets, float_dtype, matrix, numbers, targets
@@ -51,7 +52,8 @@ class Network:
                  seed=None, dtype=None, backend=None):  # fmt: skip
         self.layer_sizes = sizes(layer_sizes)
         pairs = len(self.layer_sizes) - 1
-        names = [activation] * pairs if isinstance(activation, (str, _activations.Activation)) else list(activation)
+        single = not isinstance(activation, (list, tuple))
+        names = [_activations.get(activation)] * pairs if single else list(activation)
         if len(names) != pairs:
             raise ValueError(
                 f"`activation` must be one name, or one for each of the {pairs} weight matrices; got {names}."
@@ -64,15 +66,13 @@ class Network:
         self.bias = bool(bias)
         if not isinstance(seed, np.random.RandomState):
             seed = checked_seed(seed)
-        if init not in core.INITS:
+        if not isinstance(init, str) or init not in core.INITS:
             raise ValueError(f"`init` must be one of {', '.join(core.INITS)}; got {init!r}.")
-        if dtype is not None and dtype not in ("float32", "float64"):
-            raise ValueError(f"`dtype` must be 'float32', 'float64' or None; got {dtype!r}.")
-        self.dtype = dtype
+        self.dtype = _dtype(dtype)
         self._backend = None
         self._weights = core.init_weights(self.layer_sizes, init, seed, self.bias)
         if dtype is not None:
-            self._weights = [W.astype(dtype) for W in self._weights]
+            self._weights = [W.astype(self.dtype) for W in self._weights]
         if backend is not None:
             self.to(backend)
 
@@ -87,26 +87,34 @@ class Network:
 
     @weights.setter
     def weights(self, weights):
-        shapes = [(i + self.bias, o) for i, o in pairwise(self.layer_sizes)]
-        got = [tuple(W.shape) for W in weights]
-        if got != shapes:
-            raise ValueError(f"`weights` must be arrays of shapes {shapes}; got {got}.")
+        _check_weights(weights, self.layer_sizes, self.bias)
         self._weights = list(weights)
 
-    def to(self, backend):
+    def to(self, backend, dtype=None):
         """Compute on a backend from now on (None: where X lives), and bring the weights there.
+
+        Parameters
+        ----------
+        backend : str or None
+        dtype : {"float32", "float64"}, optional
+            What to compute in from now on; by default as before.
 
         Returns
         -------
         Network
             This one.
         """
+        self.dtype, before = _dtype(dtype) or self.dtype, self.dtype
         if backend is None:
             self._backend = None
             return self
         target = _backend_of_name(backend)
         if self.dtype is not None:
-            target.check_dtype(self.dtype)
+            try:
+                target.check_dtype(self.dtype)
+            except BackendError:
+                self.dtype = before
+                raise
         dtype = self.dtype or (None if "float64" in target.floats else target.widest)
         self._weights = [target.asarray(W, dtype) for W in self._weights]
         self._backend = target
@@ -143,7 +151,7 @@ class Network:
             loss; with ``reduction="mean"`` it is divided by the weight of the rows too, as in scikit-learn.
         clip : float, optional
             The greatest length of an update, over all matrices together.
-        engine : str
+        engine : str or type
             How to compute; "auto" chooses, and `History.reason` says why.
         threads : int, optional
             By default, as many as there are processors for this process.
@@ -153,7 +161,7 @@ class Network:
             Each is called with a `bpaccel.training.Progress` at each row; True ends the training.
         resume : History, optional
             Of an earlier training of this network, which then goes on as if it had never stopped: ``steps`` or
-            ``epochs`` count the further ones.
+            ``epochs`` count the further ones, at ``learning_rate``, whatever a callback had made of it.
         progress : bool
             Whether to show a bar (needs rich).
 
@@ -174,10 +182,14 @@ class Network:
         count = _count(steps, epochs, plan)
         every = whole("record_every", record_every) if record_every is not None else -(-count // 100)
         learning_rate = positive("learning_rate", learning_rate)
-        solver = solver if solver == "lbfgs" else solvers.get(solver)
+        if not isinstance(callbacks, (list, tuple)) or not all(map(callable, callbacks)):
+            raise ValueError(f"`callbacks` must be a list of functions; got {callbacks!r}.")
+        solver = "lbfgs" if isinstance(solver, str) and solver == "lbfgs" else solvers.get(solver)
         if solver == "lbfgs" and plan.batch_size < rows.n:
             raise ValueError("`batch_size` does not go with solver='lbfgs', which looks at all rows at once.")
-        state = _resumed(resume, solver, plan)
+        if solver == "lbfgs" and clip is not None:
+            raise ValueError("`clip` does not go with solver='lbfgs', whose line search needs the gradient as it is.")
+        state = _resumed(resume, solver, plan, (self.layer_sizes, self.bias))
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
         runner, reason = choose(
             engine, objective, rows, solver, batch_rows=plan.batch_size, steps=count, threads=threads
@@ -191,10 +203,6 @@ class Network:
         try:
             with rows.backend.active(), training.bar(history, first, count, callbacks, show=progress):
                 if solver == "lbfgs":
-                    if plan.batch_size < rows.n:
-                        raise ValueError(
-                            "`batch_size` does not go with solver='lbfgs', which looks at all rows at once."
-                        )
                     training.minimise(self, weights, runner, plan, **common)
                 else:
                     arrays = solver.start(weights)
@@ -283,8 +291,8 @@ class Network:
         return header, arrays
 
     @classmethod
-    def from_parts(cls, header, arrays, backend=None):
-        """The network of `to_parts`.
+    def from_parts(cls, header, arrays):
+        """The network of `to_parts`; arrays of other names are left aside.
 
         Raises
         ------
@@ -292,12 +300,30 @@ class Network:
             If the parts contradict each other.
         """
         try:
-            network = cls(header["layer_sizes"], activation=header["activation"], loss=header["loss"],
-                          bias=header["bias"], dtype=header["dtype"])  # fmt: skip
-            network.weights = [arrays[f"weights.{k}"] for k in range(len(network.layer_sizes) - 1)]
+            layer_sizes, bias, dtype = sizes(header["layer_sizes"]), bool(header["bias"]), header["dtype"]
+            weights = [arrays[f"weights.{k}"] for k in range(len(layer_sizes) - 1)]
+            # Before the network is made, which would draw weights of any size that a broken file names.
+            _check_weights(weights, layer_sizes, bias)
+            if any(W.dtype.name not in ("float32", "float64") or not np.all(np.isfinite(W)) for W in weights):
+                raise ValueError("a weight is not a finite float32 or float64 number")
+            if dtype is not None and {W.dtype.name for W in weights} != {dtype}:
+                raise ValueError(f"its dtype is {dtype!r}, that of its weights is another")
+            network = cls(layer_sizes, activation=header["activation"], loss=header["loss"], bias=bias, dtype=dtype)
         except (KeyError, TypeError, ValueError) as error:
             raise storage.ModelFileError(f"the model file contradicts itself: {error}") from error
-        return network if backend is None else network.to(backend)
+        network.weights = weights
+        return network
+
+    def __getstate__(self):
+        weights = [backend_of(W).to_numpy(W) for W in self._weights]
+        return self.__dict__ | {"_weights": weights, "_backend": self.backend}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _backend=None)
+        if state["_backend"] is not None:
+            # What was pickled on a GPU opens on a machine without one, on NumPy.
+            with contextlib.suppress(BackendError):
+                self.to(state["_backend"])
 
     def __repr__(self):
         names = [f.name for f in self.activations]
@@ -359,11 +385,29 @@ class Network:
             engine.close()
 
 
+def _dtype(dtype):
+    """The name of a dtype, "float32" or "float64"; None stays None."""
+    try:
+        name = None if dtype is None else np.dtype(dtype).name
+    except TypeError:
+        name = ""
+    if name not in (None, "float32", "float64"):
+        raise ValueError(f"`dtype` must be 'float32', 'float64' or None; got {dtype!r}.")
+    return name
+
+
+def _check_weights(weights, layer_sizes, bias):
+    shapes = [(i + bias, o) for i, o in pairwise(layer_sizes)]
+    got = [tuple(getattr(W, "shape", (type(W).__name__,))) for W in weights]
+    if got != shapes:
+        raise ValueError(f"`weights` must be arrays of shapes {shapes}; got {got}.")
+
+
 def _plan(n, batch_size, shuffle, seed, resume):
     size = n if batch_size is None else min(whole("batch_size", batch_size), n)
     seed = checked_seed(seed)
     if seed is None:
-        state = resume.state if resume else None
+        state = getattr(resume, "state", None)
         seed = state.plan.seed if state else int(np.random.SeedSequence().generate_state(1)[0])
     return Plan(n, size, bool(shuffle), seed)
 
@@ -374,7 +418,7 @@ def _count(steps, epochs, plan):
     return whole("steps", steps) if epochs is None else whole("epochs", epochs) * plan.steps_per_epoch
 
 
-def _resumed(resume, solver, plan):
+def _resumed(resume, solver, plan, shape):
     """The state to go on from, if it is of the same training."""
     if resume is None:
         return None
@@ -385,6 +429,8 @@ def _resumed(resume, solver, plan):
         raise ValueError(
             "`resume` does not go with solver='lbfgs', which keeps no state; leave it out to go on from here."
         )
+    if state.shape != shape:
+        raise ValueError(f"`resume` must be of this network's shape {shape}; it is of {state.shape}.")
     if (state.solver, state.plan) != (solver, plan):
         raise ValueError(f"`resume` must go on with the same solver, rows, batch_size, shuffle and seed: "
                          f"it was {state.solver} on {state.plan}; got {solver} on {plan}.")  # fmt: skip

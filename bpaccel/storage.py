@@ -46,7 +46,7 @@ def read(path):
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # a dtype that NumPy has not is a TypeError
         raise ModelFileError(f"{str(path)!r} is not a model file, or is cut short ({error}).") from error
     try:
         header = json.loads(metadata[KEY])

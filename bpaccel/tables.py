@@ -101,6 +101,8 @@ class TableModel:
                  backend=None):  # fmt: skip
         if task is not None:
             infer_task(None, task)
+        if isinstance(hidden, str):
+            raise ValueError(f"`hidden` must be whole numbers such as (32, 16); got {hidden!r}.")
         self.hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         self.activation, self.standardise = activation, bool(standardise)
         self.seed, self.dtype, self.backend = checked_seed(seed), dtype, backend
@@ -142,7 +144,9 @@ class TableModel:
         ValueError
             If a cell cannot be used, or an option breaks its rule.
         """
-        self.network = None
+        if "seed" in options:
+            raise ValueError("`seed` is an argument of TableModel itself, for the weights and the order of the rows.")
+        self.network, target = None, str(target)
         table = as_table(table)
         y = self._learn_target(table, target)
         self.names, self.target = tuple(name for name in table.names if name != target), target
@@ -161,9 +165,11 @@ class TableModel:
         if batch_size is None and solver != "lbfgs":
             batch_size = max(32, -(-table.rows // MOST_STEPS))
         network = self._new_network(y.shape[1])
+        X = self._scaled(columns, network.dtype)
+        del columns  # a copy of the table that training need not keep
         try:
             history = network.train(
-                self._scaled(columns, network.dtype), y, epochs=epochs, steps=steps, learning_rate=learning_rate,
+                X, y, epochs=epochs, steps=steps, learning_rate=learning_rate,
                 batch_size=batch_size, l2=l2, solver=solver, sample_weight=sample_weight, seed=self.seed, **options,
             )  # fmt: skip
         except DivergenceError:
@@ -223,7 +229,7 @@ class TableModel:
         return header, arrays | {f"scaling.{name}": values for name, values in scaling.items()}
 
     @classmethod
-    def from_parts(cls, header, arrays, backend=None):
+    def from_parts(cls, header, arrays):
         """The model of `to_parts`.
 
         Raises
@@ -246,9 +252,19 @@ class TableModel:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise storage.ModelFileError(f"the model file contradicts itself: {error!r}") from error
-        if backend is not None:
-            model.backend = network.to(backend).backend
         return model
+
+    def to(self, backend, dtype=None):
+        """Compute on a backend, and in a dtype, from now on; see `Network.to`.
+
+        Returns
+        -------
+        TableModel
+            This one.
+        """
+        self._fitted().to(backend, dtype)
+        self.backend, self.dtype = self.network.backend, self.network.dtype
+        return self
 
     def _check(self):
         inputs, *_, outputs = self.network.layer_sizes
@@ -355,7 +371,7 @@ def hold_out(table: Table, target, share, seed=None):
     return table.take(np.sort(order[count:])), (table.take(np.sort(order[:count])) if count else None)
 
 
-def load(path, backend=None):
+def load(path, backend=None, dtype=None):
     """What `Network.save` or `TableModel.save` wrote.
 
     Parameters
@@ -363,6 +379,8 @@ def load(path, backend=None):
     path : str or Path
     backend : str, optional
         Where to compute from now on.
+    dtype : {"float32", "float64"}, optional
+        What to compute in; by default as it was saved. A float64 model needs "float32" on a device without float64.
 
     Returns
     -------
@@ -379,4 +397,5 @@ def load(path, backend=None):
     kind = header.get("kind") if isinstance(header, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
         raise storage.ModelFileError(f"{str(path)!r} is of kind {kind!r}, and this bpaccel knows {listed(kinds)} only.")
-    return kinds[kind].from_parts(header, arrays, backend)
+    model = kinds[kind].from_parts(header, arrays)
+    return model if backend is None and dtype is None else model.to(backend, dtype)

@@ -8,12 +8,12 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from bpaccel.backends import namespace
+from bpaccel.checks import positive
 from bpaccel.history import Progress, State
 
 SLICE_SECONDS = 0.5  # how long the loop leaves an engine alone
@@ -33,6 +33,9 @@ class DivergenceError(ArithmeticError):
     def __init__(self, message, step, history):
         super().__init__(message)
         self.step, self.history = step, history
+
+    def __reduce__(self):
+        return type(self), (str(self), self.step, self.history)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,6 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
     limit, order, epoch = 1, None, None
     cuts: list[_Cut] = []
     seen: list = []
-    history.stopped = "steps"
     done = (step, weights, arrays)  # set as one, so that Ctrl-C never finds a part of a step
     try:
         while step < stop:
@@ -100,10 +102,10 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
             spent = time.perf_counter() - sent
             limit = max(1, min(8 * limit, int(SLICE_SECONDS * (end - step) / max(spent, 1e-9))))
             if not (np.all(np.isfinite(totals)) and _finite(weights)):
-                raise _diverged(network, engine, solver, plan, cuts, history)
+                raise _diverged(network, engine, solver, plan, cuts, end, history)
             step, done = end, (end, weights, arrays)
             network.weights = weights
-            seen.append(totals)
+            seen = [totals] if plan.batch_size == plan.n else [*seen, totals]
             if step == row + 1:
                 loss, error = _row(engine.objective, np.concatenate(seen), plan)
                 seen = []
@@ -112,16 +114,22 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
                 if _asked_to_stop(callbacks, progress):
                     history.stopped = "callback"
                     break
-                rate = progress.rate
+                rate = positive("rate", progress.rate)
+        else:
+            history.stopped = "steps"
     except KeyboardInterrupt:
         history.stopped = "interrupted"
     step, network.weights, arrays = done
-    history.state = State(step, solver, arrays, plan)
+    history.state = State(step, solver, arrays, plan, _shape(engine.objective))
+
+
+def _shape(objective):
+    return objective.layer_sizes, objective.bias
 
 
 def _asked_to_stop(callbacks, progress):
     answers = [callback(progress) for callback in callbacks]  # all of them are asked, also after one said stop
-    return any(answer is True for answer in answers)
+    return any(isinstance(answer, (bool, np.bool_)) and answer for answer in answers)
 
 
 def _row(objective, totals, plan):
@@ -140,13 +148,17 @@ def _finite(weights):
     return all(bool(xp.all(xp.isfinite(W))) for W in weights)
 
 
-def _diverged(network, engine, solver, plan, cuts, history):
+def _diverged(network, engine, solver, plan, cuts, end, history):
     """Replay the last two cuts step by step, to name the step; keep the last weights with a finite loss."""
-    kept = cuts[0].weights
-    for cut, after in pairwise([*cuts, None]):
+    history.stopped = "diverged"
+    kept, order, epoch = cuts[0].weights, None, None
+    for cut, until in zip(cuts, [*(later.step for later in cuts[1:]), end], strict=True):
         weights, arrays, step = cut.weights, cut.arrays, cut.step
-        while after is None or step < after.step:
-            batch = plan.batches(step, step + 1, plan.order(plan.epoch(step)))
+        while step < until:
+            if plan.epoch(step) != epoch:
+                epoch = plan.epoch(step)
+                order = plan.order(epoch)
+            batch = plan.batches(step, step + 1, order)
             new, arrays, totals = engine.run(weights, solver, arrays, batch, [cut.rate], step)
             totals = engine.rows.backend.to_numpy(totals)
             if np.all(np.isfinite(totals)):
@@ -218,9 +230,11 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
     start = pack(weights)
     history.stopped = "steps"
     try:
-        loss, _ = look(start)
+        with engine.held():
+            loss, _ = look(start)
         if not math.isfinite(loss):
             message = f"the loss is {loss} at step 0: X or y hold nan, infinite or very large values."
+            history.stopped = "diverged"
             raise DivergenceError(message, first, history)
         record(start)
         with engine.held():
@@ -235,7 +249,7 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
         pass
     except KeyboardInterrupt:
         history.stopped = "interrupted"
-    history.state = State(step, "lbfgs", None, plan)
+    history.state = State(step, "lbfgs", None, plan, _shape(engine.objective))
 
 
 def _named(function):

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 from bpaccel import losses
 from bpaccel.activations import ACTIVATIONS, Activation
 from bpaccel.backends import namespace
+from bpaccel.checks import whole
 from bpaccel.losses import Loss
+from bpaccel.solvers import Solver
 
 Array = Any
 
@@ -104,8 +106,9 @@ class Objective:
             updates = penalised
         if self.reduction == "mean":
             weight = sums.totals[0]
-            weight = xp.where(weight > 0, weight, 1.0)  # a mini-batch of rows that count nothing asks for nothing
-            updates = [u / weight for u in updates]
+            # A mini-batch of rows that count nothing asks for nothing, also of the penalty.
+            share = xp.where(weight > 0, 1.0 / xp.where(weight > 0, weight, 1.0), 0.0)
+            updates = [u * share for u in updates]
         if self.clip is not None:
             squares = 0.0
             for u in updates:
@@ -147,7 +150,7 @@ class Engine(ABC):
     threaded : bool
         Whether `block` may be called from several Python threads at once, and gains by it.
     block_rows : int
-        The rows of a block, fixed by objective and dtype alone.
+        The rows of a block, fixed by objective and dtype alone; all rows where an engine knows no blocks.
     """
 
     name = ""
@@ -260,7 +263,7 @@ def find(name):
     """The engine class of a name; a class of your own is returned as it is."""
     if isinstance(name, type) and issubclass(name, Engine):
         return name
-    if name not in ENGINES:
+    if not isinstance(name, str) or name not in ENGINES:
         raise ValueError(f"`engine` must be auto, one of {', '.join(ENGINES)}, or a subclass of Engine; got {name!r}.")
     module, _, attribute = ENGINES[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -293,7 +296,7 @@ def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
         If the engine does not exist, or refuses the work.
     """
     if name == "auto":
-        name, reason = _automatic(objective, rows, batch_rows, steps)
+        name, reason = _automatic(objective, rows, solver, batch_rows, steps)
     else:
         reason = "asked for"
     kind = find(name)
@@ -313,12 +316,12 @@ BLAS_WEIGHTS = 2**16
 
 
 # Looks at the work alone, never at clocks or caches: the second run of a script gives the bits of the first.
-def _automatic(objective, rows, batch_rows, steps):
+def _automatic(objective, rows, solver, batch_rows, steps):
     library = rows.backend.library.name
     block = find("blocked").rows_of_a_block(objective, rows)
     if rows.arrays is None:
         return "blocked", "the rows are not all in memory on this backend, and are read block by block"
-    if library == "jax" and steps > 1 and objective.known:
+    if library == "jax" and steps > 1 and objective.known and isinstance(solver, Solver):
         return "jit", f"JAX compiles the {steps:,} steps into one loop"
     if library == "numpy" and objective.known and importlib.util.find_spec("numba"):
         sizes = [i * o for i, o in pairwise(objective.layer_sizes)]
@@ -339,9 +342,7 @@ def thread_count(threads=None):
     """How many threads to use: the argument, else the processors this process may run on, or fewer if
     ``NUMBA_NUM_THREADS`` or ``OMP_NUM_THREADS`` says so (joblib sets them)."""
     if threads is not None:
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise ValueError(f"`threads` must be a whole number of at least 1, or None for all; got {threads!r}.")
-        return threads
+        return whole("threads", threads)
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for variable in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
         if os.environ.get(variable, "").isdigit():

@@ -7,6 +7,7 @@ in float64.
 
 import contextlib
 import math
+import threading
 
 from bpaccel import core
 from bpaccel.backends import namespace
@@ -54,7 +55,7 @@ class Blocked(Array):
         return 2 ** max(8, min(16, int(math.log2(BLOCK_BYTES / (values * itemsize)))))
 
     def held(self):
-        return contextlib.nullcontext() if self._blas is None else self._blas.limit(limits=1, user_api="blas")
+        return contextlib.nullcontext() if self._blas is None else _one_blas_thread(self._blas)
 
 
 def _blas_controller():
@@ -63,6 +64,26 @@ def _blas_controller():
     except ImportError:
         return None
     return ThreadpoolController()
+
+
+_lock, _holders, _limit = threading.Lock(), 0, None
+
+
+@contextlib.contextmanager
+def _one_blas_thread(controller):
+    """Hold BLAS to one thread. Its limit is the process's: the first of several trainings sets it, the last lifts it."""
+    global _holders, _limit
+    with _lock:
+        if _holders == 0:
+            _limit = controller.limit(limits=1, user_api="blas")
+        _holders += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders -= 1
+            if _holders == 0:
+                _limit.restore_original_limits()
 
 
 def core_sums(objective, weights, X, y, w):

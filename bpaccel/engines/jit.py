@@ -16,6 +16,10 @@ class Jit(Engine):
 
     name = "jit"
 
+    def __init__(self, objective, rows, threads=None):
+        super().__init__(objective, rows, threads)
+        self._order = None, None
+
     @classmethod
     def refuses(cls, objective, rows, solver):
         if rows.backend.library.name != "jax":
@@ -31,9 +35,15 @@ class Jit(Engine):
     def block(self, weights, X, y, w):
         return core_sums(self.objective, weights, X, y, w)
 
+    def _on_device(self, order):
+        """An epoch's order, moved there once."""
+        if self._order[0] is not order:
+            self._order = order, self.rows.backend.asarray(order, "int32")
+        return self._order[1]
+
     def run(self, weights, solver, state, batches, rates, step):
         backend, dtype = self.rows.backend, dtype_name(weights[0])
-        order = None if batches.order is None else backend.asarray(batches.order, "int32")
+        order = None if batches.order is None else self._on_device(batches.order)
         parts, j = [], 0
         while j < len(rates):
             # Steps of equal batches go together: a compiled loop has one size (an epoch's last batch may be short).
