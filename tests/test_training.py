@@ -89,7 +89,7 @@ def test_the_order_of_an_epoch_is_the_documented_one():
     assert Plan(10, 3, False, 7).order(0) is None
     assert Plan(10, 10, True, 7).order(0) is None
     batches = plan.batches(2, 6, None)
-    assert (batches.starts, batches.stops) == ([6, 9, 0, 3], [9, 10, 3, 6])
+    assert (list(batches.starts), list(batches.stops)) == ([6, 9, 0, 3], [9, 10, 3, 6])
 
 
 def test_the_seed_gives_the_order():
