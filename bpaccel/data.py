@@ -99,7 +99,7 @@ class Rows:
             sample_weight = _checked_weights(numbers(sample_weight, "sample_weight"), self.n)
         info = None if backend.library.name == "numpy" else backend.xp.__array_namespace_info__()
         self._index = np.intp if info is None else info.default_dtypes(device=backend.device)["indexing"]
-        self._source = (X, y, sample_weight)
+        self._source: tuple = (X, y, sample_weight)
         self.arrays = None
         if not any(_stays_on_disk(x, backend, dtype) for x in self._source):
             self.arrays = self._source = self._converted(self._source)
@@ -160,7 +160,9 @@ def one_hot(labels):
     try:
         classes, codes = np.unique(labels, return_inverse=True)
     except TypeError as error:
-        raise ValueError("`labels` must be all numbers or all text; got a mixture, or values that are missing.") from error
+        raise ValueError(
+            "`labels` must be all numbers or all text; got a mixture, or values that are missing."
+        ) from error
     Y = np.zeros((len(labels), len(classes)))
     Y[np.arange(len(labels)), codes] = 1.0
     return classes, Y
@@ -173,7 +175,9 @@ def check_targets(y, loss):
         return
     host = library_of(y).to_numpy(y)
     if loss.outputs == ("softmax",) and not np.allclose(host.sum(axis=1), 1.0, rtol=0, atol=1e-3):
-        message = "`y` must be one-hot, or probabilities that sum to 1 in each row, for a softmax output. Use bp.one_hot."
+        message = (
+            "`y` must be one-hot, or probabilities that sum to 1 in each row, for a softmax output. Use bp.one_hot."
+        )
         raise ValueError(message)
     least, most = float(host.min()), float(host.max())
     if least < low or most > high:

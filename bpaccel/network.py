@@ -8,8 +8,8 @@ import numpy as np
 
 from bpaccel import activations as _activations
 from bpaccel import core, losses, solvers, storage, training
-from bpaccel.backends import backend as _backend_of_name
 from bpaccel.backends import BackendError, backend_of, resolve
+from bpaccel.backends import backend as _backend_of_name
 from bpaccel.checks import not_negative, positive, sizes, whole
 from bpaccel.checks import seed as checked_seed
 from bpaccel.data import Rows, check_targets, float_dtype, matrix, numbers, targets

@@ -161,11 +161,9 @@ def test_a_wrong_name_is_one_sentence(name, sentence):
 
 
 def test_arrays_of_no_library_of_ours_are_refused_in_words():
-    class Dask:
-        dask = ()
-
-    with pytest.raises(BackendError, match=r"Dask are not supported.*numpy\.asarray first"):
-        library_of(Dask())
+    Array = type("Array", (), {"__module__": "dask.array.core"})
+    with pytest.raises(BackendError, match=r"dask.array.core.Array are not supported.*numpy\.asarray first"):
+        library_of(Array())
 
 
 def test_torch_tensors_that_require_grad_come_in_detached():

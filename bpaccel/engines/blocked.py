@@ -8,6 +8,7 @@ in float64.
 import contextlib
 import math
 import threading
+from typing import Any
 
 from bpaccel import core
 from bpaccel.backends import namespace
@@ -66,12 +67,14 @@ def _blas_controller():
     return ThreadpoolController()
 
 
-_lock, _holders, _limit = threading.Lock(), 0, None
+_lock = threading.Lock()
+_holders = 0
+_limit: Any = None
 
 
 @contextlib.contextmanager
 def _one_blas_thread(controller):
-    """Hold BLAS to one thread. Its limit is the process's: the first of several trainings sets it, the last lifts it."""
+    """Hold BLAS to one thread. The limit is the process's: the first of several trainings sets it, the last lifts it."""
     global _holders, _limit
     with _lock:
         if _holders == 0:

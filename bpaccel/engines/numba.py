@@ -5,6 +5,7 @@ process loads them.
 """
 
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -35,8 +36,9 @@ READ_BLOCKS = 64
 UNROLLED_WEIGHTS = 32
 # So few rows in all are computed with few lanes.
 FEW_ROWS = 8
-# Below this many multiplications a step, rows times weights, another thread gains less than it costs.
-THREADED_WORK = 2**17
+# Below this many multiplications a step, rows times weights, another thread gains little: two were 1.2 times as fast as
+# one at half of it, 1.6 times at it, 1.7 times at twice.
+THREADED_WORK = 2**16
 
 # By exact type: a subclass may do something else, and is called step by step.
 SOLVERS = {
@@ -52,7 +54,7 @@ log = logging.getLogger("bpaccel")
 # Numba's cache looks at the date of one file only, and knows nothing of what that file calls: so the sources, and the
 # version that compiles them, are part of the type of each kernel's first argument.
 def _fingerprint():
-    text = b"".join(Path(module.__file__).read_bytes() for module in (lanes, vmath, unrolled, fused))
+    text = b"".join(Path(str(module.__file__)).read_bytes() for module in (lanes, vmath, unrolled, fused))
     return hashlib.sha256(text + numba.__version__.encode()).hexdigest()[:16]
 
 
@@ -62,7 +64,7 @@ SOURCE = _fingerprint()
 @functools.cache
 def _kernel(function, numbers, *kind):
     """A compiled kernel: it must be kept as long as its address is used."""
-    return fused.kernel(function, lanes.Kind(*kind, source=SOURCE), numbers)
+    return fused.kernel(function, dataclasses.replace(lanes.Kind(*kind), source=SOURCE), numbers)
 
 
 @functools.cache
@@ -75,7 +77,10 @@ def _drive():
 def _others():
     """The address of a C function that lets other threads run, or 0."""
     try:
-        function = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield
+        if os.name == "nt":  # noqa: SIM108
+            function = ctypes.windll.kernel32.SwitchToThread  # type: ignore[attr-defined]
+        else:
+            function = ctypes.CDLL(None).sched_yield
     except (AttributeError, OSError):
         return 0
     return ctypes.cast(function, ctypes.c_void_p).value
