@@ -13,7 +13,7 @@ from bpaccel.backends import backend as _backend_of_name
 from bpaccel.checks import not_negative, positive, sizes, whole
 from bpaccel.checks import seed as checked_seed
 from bpaccel.data import Rows, check_targets, float_dtype, matrix, numbers, targets
-from bpaccel.engines import Objective, choose
+from bpaccel.engines import ENGINES, Objective, choose
 from bpaccel.history import History, Plan
 
 PREDICT_ROWS = 2**16  # rows that predict feeds forward at once, so that its memory is bounded
@@ -191,6 +191,8 @@ class Network:
             raise ValueError("`clip` does not go with solver='lbfgs', whose line search needs the gradient as it is.")
         state = _resumed(resume, solver, plan, (self.layer_sizes, self.bias))
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
+        if engine == "auto" and state and resume.engine in ENGINES:
+            engine = resume.engine  # the number of further steps must not change the bits
         runner, reason = choose(
             engine, objective, rows, solver, batch_rows=plan.batch_size, steps=count, threads=threads
         )

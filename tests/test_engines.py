@@ -1,5 +1,7 @@
 """Engines: the conformance suite on every backend, and what the shared base class promises."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -135,3 +137,40 @@ def test_rows_on_disk_are_converted_block_by_block(tmp_path):
     assert history.engine == "blocked"
     assert "not all in memory" in history.reason
     assert all(np.array_equal(a, b) for a, b in zip(nets[0].weights, nets[1].weights))
+
+
+def test_trainings_at_once_leave_blas_as_it_was():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def blas():
+        return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+    before, random = blas(), np.random.default_rng(0)
+    table, target = random.random((60_000, 3)), random.random(60_000)
+
+    def train():
+        bp.Network([3, 4, 1], seed=1).train(table, target, steps=5, engine="blocked", threads=1)
+
+    callers = [threading.Thread(target=train) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert blas() == before
+
+
+def test_a_memory_map_goes_with_targets_of_another_library(tmp_path, backend):
+    where = backend_of_name(backend)
+    table = np.lib.format.open_memmap(tmp_path / "X.npy", mode="w+", dtype="float64", shape=(40, 3))
+    table[:] = np.random.default_rng(0).random((40, 3))
+    y = where.asarray(np.arange(40) % 2, "float64")
+    net = bp.Network([3, 1], backend=backend, dtype="float32", seed=1)
+    assert net.train(table, y, steps=3, batch_size=10).stopped == "steps"
+
+
+def test_a_penalty_does_not_count_where_no_row_does():
+    W = bp.Network([3, 1], seed=1).weights[0]
+    net = bp.Network([3, 1], seed=1)
+    X, y, w = np.eye(3)[[0, 1, 2, 0]], np.ones(4), [0, 0, 1, 1]
+    net.train(X, y, sample_weight=w, steps=1, batch_size=2, shuffle=False, l2=0.5)
+    np.testing.assert_array_equal(net.weights[0], W)

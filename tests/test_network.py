@@ -1,5 +1,9 @@
 """Network: its verbs, its door, its files, and what it answers to wrong input."""
 
+import copy
+import pickle
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -290,3 +294,61 @@ def test_files_that_contradict_themselves_are_refused(tmp_path, change):
     write(path, {**header, **change}, arrays)
     with pytest.raises(bp.ModelFileError):
         bp.load(path)
+
+
+def test_a_network_can_be_pickled_and_copied(backend):
+    net = bp.Network([3, 4, 2], activation=["relu", "softmax"], loss="log_loss", bias=True, seed=1, backend=backend)
+    net.train(X, bp.one_hot(Y)[1], steps=2)
+    for again in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        assert repr(again) == repr(net)
+        np.testing.assert_array_equal(again.predict(X), net.predict(X))
+        assert again.loss_function is net.loss_function
+
+
+def test_what_was_pickled_on_a_gpu_opens_without_one(monkeypatch):
+    net = xor(backend="array_api_strict") if bp.backends()["array_api_strict"] == "usable" else pytest.skip("no strict")
+    content = pickle.dumps(net)
+    monkeypatch.setattr(
+        sys.modules["bpaccel.backends"], "why_not", lambda name: "no device here" if name != "numpy" else None
+    )
+    again = pickle.loads(content)
+    assert again.backend is None
+    np.testing.assert_allclose(again.predict(X), xor().predict(X))
+
+
+def test_a_float64_model_can_be_taken_to_a_device_without_float64(tmp_path):
+    pytest.importorskip("array_api_strict")
+    net = xor()
+    net.train(X, Y, steps=2)
+    net.save(tmp_path / "a.safetensors")
+    with pytest.raises(bp.BackendError, match="Pass dtype='float32'"):
+        bp.load(tmp_path / "a.safetensors", backend="array_api_strict:no_float64")
+    again = bp.load(tmp_path / "a.safetensors", backend="array_api_strict:no_float64", dtype="float32")
+    np.testing.assert_allclose(again.predict(X), net.predict(X), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype("float32")])
+def test_a_dtype_may_be_named_as_numpy_does(dtype, tmp_path):
+    net = xor(dtype=dtype)
+    assert net.dtype == "float32"
+    net.save(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("sizes", "array"), [
+    ([10**6, 10**6], np.zeros((3, 4))), ([3, 4, 1], np.zeros((3, 4), np.int64)), ([3, 4, 1], np.full((3, 4), np.nan)),
+])  # fmt: skip
+def test_files_with_odd_weights_are_refused(tmp_path, sizes, array):
+    path = tmp_path / "a.safetensors"
+    net = xor()
+    net.save(path)
+    header, arrays = read(path)
+    write(path, {**header, "layer_sizes": sizes}, {**arrays, "weights.0": array})
+    with pytest.raises(bp.ModelFileError, match="contradicts itself"):
+        bp.load(path)
+
+
+def test_rows_of_a_softmax_must_sum_to_one():
+    net = bp.Network([3, 2], activation="softmax", loss="log_loss")
+    with pytest.raises(ValueError, match="`y` must be one-hot"):
+        net.train(X, [[1, 1], [0, 0], [0, 1], [1, 0]], steps=1)
+    net.train(X, [[0.25, 0.75]] * 4, steps=1)

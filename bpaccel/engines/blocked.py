@@ -74,7 +74,7 @@ _limit: Any = None
 
 @contextlib.contextmanager
 def _one_blas_thread(controller):
-    """Hold BLAS to one thread. The limit is the process's: the first of several trainings sets it, the last lifts it."""
+    """Hold BLAS to one thread. The limit is the process's: the first of several trainings sets it, the last ends it."""
     global _holders, _limit
     with _lock:
         if _holders == 0:
