@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 demo: .venv/demo
 	$(BIN)/bpaccel tutorial
-	$(BIN)/bpaccel bench --json build/bench.json --plot build/bench.png
+	$(BIN)/bpaccel bench --engine auto,numba --json build/bench.json --plot build/bench.png
 
 test: .venv/test
 	BPACCEL_REQUIRE=$${BPACCEL_REQUIRE-numpy,array_api_strict,jax} $(BIN)/python -m pytest -n auto --dist worksteal
