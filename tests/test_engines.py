@@ -1,5 +1,9 @@
 """Engines: the conformance suite on every backend, and what the shared base class promises."""
 
+import importlib.util
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -174,3 +178,16 @@ def test_a_penalty_does_not_count_where_no_row_does():
     X, y, w = np.eye(3)[[0, 1, 2, 0]], np.ones(4), [0, 0, 1, 1]
     net.train(X, y, sample_weight=w, steps=1, batch_size=2, shuffle=False, l2=0.5)
     np.testing.assert_array_equal(net.weights[0], W)
+
+
+def test_an_engine_whose_library_is_missing_says_what_to_install(tmp_path):
+    (tmp_path / "numba.py").write_text("raise ModuleNotFoundError('No module named numba', name='numba')\n")
+    code = "import bpaccel as bp; bp.Network([1, 1]).train([[1]], [1], steps=1, engine='numba')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert done.stderr.strip().endswith("ImportError: engine 'numba' needs numba: pip install 'bpaccel[numba]'.")
+
+
+def test_auto_without_numba_takes_blocks(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert choose("auto", *_rows(100_000), solvers.get("adam"), batch_rows=100_000, steps=10**6)[0].name == "blocked"

@@ -266,7 +266,10 @@ def find(name):
     if not isinstance(name, str) or name not in ENGINES:
         raise ValueError(f"`engine` must be auto, one of {', '.join(ENGINES)}, or a subclass of Engine; got {name!r}.")
     module, _, attribute = ENGINES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"engine {name!r} needs {error.name}: pip install 'bpaccel[{name}]'.") from error
 
 
 def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
