@@ -309,15 +309,17 @@ def settle(k, plan, now):
     for place in range(TOTALS):
         set_real(out, 4 * now + place, real(u, P + place))
     set_real(out, 4 * now + TOTALS, penalty)
-    divisor = real(u, P) if word(plan, MEAN) and real(u, P) > 0.0 else 1.0
+    share = 1.0
+    if word(plan, MEAN):  # rows that count nothing ask for nothing, also of the penalty
+        share = 1.0 / real(u, P) if real(u, P) > 0.0 else 0.0
     if real(rules, CLIP) > 0.0:
         squares = 0.0
         for p in range(P):
-            squares += (real(u, p) / divisor) * (real(u, p) / divisor)
+            squares += (real(u, p) * share) * (real(u, p) * share)
         length = math.sqrt(squares)
         if length > real(rules, CLIP):
             scale = real(rules, CLIP) / length
-    scale /= divisor
+    scale *= share
 
     s, t, solver = word(plan, STATE), word(plan, SECOND_STATE), word(plan, SOLVER)
     rate, first, second = real(word(plan, RATES), now), real(rules, FIRST), real(rules, SECOND)
