@@ -191,11 +191,13 @@ class Network:
             raise ValueError("`clip` does not go with solver='lbfgs', whose line search needs the gradient as it is.")
         state = _resumed(resume, solver, plan, (self.layer_sizes, self.bias))
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
-        if engine == "auto" and state and resume.engine in ENGINES:
-            engine = resume.engine  # the number of further steps must not change the bits
+        # A resumed training keeps its engine: the number of further steps must not change the bits.
+        resumed = engine == "auto" and state is not None and resume.engine in ENGINES
+        engine = resume.engine if resumed else engine
         runner, reason = choose(
             engine, objective, rows, solver, batch_rows=plan.batch_size, steps=count, threads=threads
         )
+        reason = resume.reason if resumed else reason
         self.dtype = rows.dtype
         first = state.step if state else 0
         history = History(**resume.to_dict()) if resume else History()
