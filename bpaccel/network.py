@@ -13,8 +13,9 @@ from bpaccel.backends import backend as _backend_of_name
 from bpaccel.checks import not_negative, positive, sizes, whole
 from bpaccel.checks import seed as checked_seed
 from bpaccel.data import Rows, check_targets, float_dtype, matrix, numbers, targets
-from bpaccel.engines import ENGINES, Objective, choose
+from bpaccel.engines import ENGINES, choose
 from bpaccel.history import History, Plan
+from bpaccel.objective import Objective
 
 PREDICT_ROWS = 2**16  # rows that predict feeds forward at once, so that its memory is bounded
 

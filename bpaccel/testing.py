@@ -15,7 +15,8 @@ import numpy as np
 from bpaccel import activations, core, losses, solvers
 from bpaccel.backends import backend as _backend_of_name
 from bpaccel.data import Rows
-from bpaccel.engines import Batches, Engine, Objective, find
+from bpaccel.engines import Batches, Engine, find
+from bpaccel.objective import Objective
 
 # How many times the analysed rounding an engine may be off. Worst seen: 2.3, of blocked in float64.
 C = 6.0

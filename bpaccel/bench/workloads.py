@@ -15,7 +15,8 @@ import numpy as np
 from bpaccel import activations, core, losses, solvers, testing
 from bpaccel.backends import backend
 from bpaccel.data import Rows
-from bpaccel.engines import Batches, Objective, choose
+from bpaccel.engines import Batches, choose
+from bpaccel.objective import Objective
 
 STEPS = 100  # of a training
 

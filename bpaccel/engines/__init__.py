@@ -13,15 +13,11 @@ import os
 from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from bpaccel import losses
-from bpaccel.activations import ACTIVATIONS, Activation
 from bpaccel.backends import namespace
 from bpaccel.checks import whole
-from bpaccel.losses import Loss
 from bpaccel.solvers import Solver
 
 Array = Any
@@ -54,74 +50,6 @@ class Batches(NamedTuple):
     order: Any
     starts: Any
     stops: Any
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised: the network's shape, its loss, and how the rows' losses become one number.
-
-    Attributes
-    ----------
-    layer_sizes : tuple of int
-    activations : tuple of Activation
-        One for each weight matrix.
-    loss : Loss
-    bias : bool
-        Whether the last row of each matrix belongs to an input that is always 1.
-    reduction : {"mean", "sum"}
-        ``"sum"``: loss + penalty, the tutorial's; ``"mean"``: that, divided by the sum of the sample weights.
-    l1, l2 : float
-        The penalty ``l1 * sum |W| + l2 / 2 * sum W ** 2``, of the weights without the bias.
-    clip : float or None
-        The greatest length (L2 norm over all matrices together) that an update may have.
-    """
-
-    layer_sizes: tuple
-    activations: tuple[Activation, ...]
-    loss: Loss
-    bias: bool = False
-    reduction: str = "mean"
-    l1: float = 0.0
-    l2: float = 0.0
-    clip: float | None = None
-
-    @property
-    def known(self):
-        """Whether all activations and the loss are rows of our tables, and not functions of a user's own."""
-        ours = [ACTIVATIONS.get(f.name) is f for f in self.activations]
-        return all(ours) and losses.known(self.loss, self.activations[-1].name)
-
-    def finish(self, weights, sums):
-        """The updates of a step, reduced, penalised and clipped, and the penalty (a 0-D array, not yet reduced)."""
-        xp = namespace(sums.totals)
-        updates, penalty = sums.updates, 0.0 * sums.totals[0]
-        if self.l1 or self.l2:
-            penalised = []
-            for W, u in zip(weights, updates):
-                W = xp.astype(W, u.dtype)
-                if self.bias:  # the bias shifts, it does not bend: it is not penalised
-                    W = xp.concat([W[:-1, :], xp.zeros_like(W[-1:, :])], axis=0)
-                penalised.append(u - self.l2 * W - self.l1 * xp.sign(W))
-                penalty = penalty + self.l1 * xp.sum(xp.abs(W)) + 0.5 * self.l2 * xp.sum(W * W)
-            updates = penalised
-        if self.reduction == "mean":
-            weight = sums.totals[0]
-            # A mini-batch of rows that count nothing asks for nothing, also of the penalty.
-            share = xp.where(weight > 0, 1.0 / xp.where(weight > 0, weight, 1.0), 0.0)
-            updates = [u * share for u in updates]
-        if self.clip is not None:
-            squares = 0.0
-            for u in updates:
-                squares = squares + xp.sum(u * u)
-            length = xp.sqrt(squares)
-            scale = xp.where(length > self.clip, self.clip / xp.where(length > 0, length, 1.0), 1.0)
-            updates = [u * scale for u in updates]
-        return [xp.astype(u, W.dtype) for W, u in zip(weights, updates)], penalty
-
-    def value(self, totals):
-        """The objective of each row of an array of totals (k, 4): weight, loss, |error|, penalty."""
-        divisor = totals[..., 0] if self.reduction == "mean" else 1.0
-        return (totals[..., 1] + totals[..., 3]) / divisor
 
 
 def widened(sums, backend):
