@@ -298,8 +298,8 @@ class TestReport:
 
     def test_series_has_a_line_for_the_tutorial(self):
         lines = view.series(a_report())
-        assert set(lines) == {"numpy float32", "tutorial's NumPy float32"}
-        assert lines["numpy float32"][0] == [4, 40]
+        assert set(lines) == {"numpy auto float32", "tutorial's NumPy float32"}
+        assert lines["numpy auto float32"][0] == [4, 40]
 
 
 @pytest.mark.parametrize(

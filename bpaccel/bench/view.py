@@ -134,7 +134,7 @@ def series(report):
 
     for r in report["results"]:
         if not r["refused"]:
-            add(" ".join([r["backend"], *[r["asked"]] * (r["asked"] != "auto"), r["dtype"]]), r["rows"], r["ns_a_row"])
+            add(f"{r['backend']} {r['asked']} {r['dtype']}", r["rows"], r["ns_a_row"])
             if peer := r["tutorial_step_seconds"]:
                 add(f"tutorial's NumPy {r['dtype']}", r["rows"], 1e9 * peer["median"] / r["rows"])
     return {label: (list(points), [float(np.median(v)) for v in points.values()]) for label, points in lines.items()}
