@@ -13,7 +13,7 @@ from bpaccel.backends import backend as _backend_of_name
 from bpaccel.checks import not_negative, positive, sizes, whole
 from bpaccel.checks import seed as checked_seed
 from bpaccel.data import Rows, check_targets, float_dtype, matrix, numbers, targets
-from bpaccel.engines import ENGINES, choose
+from bpaccel.engines import ENGINES, choose, find
 from bpaccel.history import History, Plan
 from bpaccel.objective import Objective
 
@@ -192,8 +192,9 @@ class Network:
             raise ValueError("`clip` does not go with solver='lbfgs', whose line search needs the gradient as it is.")
         state = _resumed(resume, solver, plan, (self.layer_sizes, self.bias))
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
-        # A resumed training keeps its engine: the number of further steps must not change the bits.
+        # A resumed training keeps its engine where it can: the number of further steps must not change the bits.
         resumed = engine == "auto" and state is not None and resume.engine in ENGINES
+        resumed = resumed and find(resume.engine).refuses(objective, rows, solver) is None
         engine = resume.engine if resumed else engine
         runner, reason = choose(
             engine, objective, rows, solver, batch_rows=plan.batch_size, steps=count, threads=threads

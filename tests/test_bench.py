@@ -319,7 +319,7 @@ def test_short_digits(number, text):
 def test_a_busy_machine_is_told(monkeypatch, load, warned):
     rich = pytest.importorskip("rich.console")
     monkeypatch.setattr(machine, "load", lambda: load)
-    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(view, "processors", lambda: 2)
     console = rich.Console(width=120)
     with console.capture() as captured:
         report = view.watch([Case("numpy", "auto", "float32", 4)], console)

@@ -154,6 +154,14 @@ def test_a_training_can_be_resumed_on_another_backend(backend):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
+def test_a_compiled_training_can_be_resumed_where_its_engine_cannot_go():
+    pytest.importorskip("jax")
+    net = xor(backend="jax", dtype="float64")
+    history = net.train(TABLE, TARGET, steps=5)
+    assert history.engine == "jit"
+    assert net.to("numpy").train(TABLE, TARGET, steps=5, resume=history).engine == "array"
+
+
 def test_every_backend_trains_like_numpy(place):
     where = bp.backend(place)
     for dtype in where.floats:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import bpaccel
-from bpaccel.engines import thread_count
+from bpaccel.engines import processors, thread_count
 
 LIBRARIES = ("numpy", "cupy", "torch", "jax", "array_api_strict", "numba")
 # What changes the speed, or the results, of the libraries: shown where it is set.
@@ -36,7 +36,7 @@ def describe(threads=None):
     """
     return {
         "processor": _processor(),
-        "cores": cores(),
+        "cores": processors(),
         "memory": memory(),
         "system": f"{platform.system()} {platform.release()}",
         "threads": thread_count(threads),
@@ -70,11 +70,6 @@ def in_words(machine):
     if machine["settings"]:
         lines.append("settings: " + ", ".join(f"{name}={value}" for name, value in machine["settings"].items()))
     return lines
-
-
-def cores():
-    """How many processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load():

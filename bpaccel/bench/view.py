@@ -8,6 +8,7 @@ import numpy as np
 
 from bpaccel import bench, plots
 from bpaccel.bench import machine
+from bpaccel.engines import processors
 
 GROUP = ("backend", "dtype")  # the columns that the printed table says above its lines
 
@@ -26,7 +27,7 @@ def watch(cases, console):
     if kernel := os.environ.get("OPENBLAS_CORETYPE"):
         console.print(f"[yellow]warning:[/] OPENBLAS_CORETYPE={kernel} is set, which can slow NumPy and so "
                       "flatter every ratio: unset it before the run.")  # fmt: skip
-    load, cores = machine.load(), machine.cores()
+    load, cores = machine.load(), processors()
     if load is not None and load > cores / 2:
         console.print(f"[yellow]warning:[/] the machine is busy (load average {load:.1f} on {cores} cores): no figure "
                       "can be trusted, and ratios flatter us, for waiting BLAS threads slow NumPy most.")  # fmt: skip

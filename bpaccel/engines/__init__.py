@@ -241,8 +241,8 @@ def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
 # two to four. Below it, auto does not compile.
 STEP_COST = 2**13
 COMPILED_WORK = 2**30
-# From this many weights between two layers on, BLAS wins: seen between 256-128 (compiled 2.2 times as fast) and
-# 784-128 (0.9 times).
+# From this many weights between two layers on, BLAS wins: at 64,000 rows, 256-128-10 took `blocked` 1.4 times as long
+# as the compiled pass, 784-128-10 0.94 times (benchmarks/results).
 BLAS_WEIGHTS = 2**16
 
 
@@ -269,12 +269,17 @@ def _automatic(objective, rows, solver, batch_rows, steps):
     return "array", f"{rows.backend.name} computes {batch_rows:,} rows best in whole passes"
 
 
+def processors():
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def thread_count(threads=None):
     """How many threads to use: the argument, else the processors this process may run on, or fewer if
     ``NUMBA_NUM_THREADS`` or ``OMP_NUM_THREADS`` says so (joblib sets them)."""
     if threads is not None:
         return whole("threads", threads)
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = processors()
     for variable in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
         if os.environ.get(variable, "").isdigit():
             count = min(count, max(1, int(os.environ[variable])))
