@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-torch test-gpu bench lint clean
+.PHONY: demo test test-torch sanitize test-gpu bench-gpu gpu-wheels bench bench-peers bench-sklearn lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo
@@ -18,14 +18,37 @@ test-torch: .venv/test
 	$(BIN)/python -m pip install -q $(TORCH)
 	BPACCEL_REQUIRE=numpy,array_api_strict,jax,torch $(BIN)/python -m pytest -n auto --dist worksteal
 
-# For a machine with an NVIDIA GPU and CuPy installed in $(PYTHON) already; CuPy may then not be skipped.
-test-gpu:
-	BPACCEL_REQUIRE=numpy,cupy $(PYTHON) -m pytest -p no:cacheprovider
+# The fused kernel on the CPU under sanitizers: memory and undefined behaviour, then races. Minutes; it needs g++.
+sanitize: .venv/test
+	BPACCEL_REQUIRE=g++ sh tests/cuda/sanitize.sh address $(BIN)/python
+	BPACCEL_REQUIRE=g++ sh tests/cuda/sanitize.sh thread $(BIN)/python -k "orders_of_threads and 2500"
+
+# For a machine with an NVIDIA GPU and CuPy installed in $(PYTHON) already: proofs, sanitizers and the whole suite, with
+# CuPy required; then times. WHEELS is a folder with what it lacks. docs/gpu.md says more.
+GPU_OUT ?= build/gpu
+WHEELS ?= $(wildcard .whl)
+test-gpu bench-gpu:
+	$(PYTHON) benchmarks/gpu.py $(@:-gpu=) --out $(GPU_OUT) $(if $(WHEELS),--wheels $(WHEELS))
+
+# Fills .whl with what CuPy's, PyTorch's and JAX's own dependencies do not bring, where there is a network.
+gpu-wheels:
+	$(PYTHON) -m pip download -q --no-deps --only-binary=:all: -d .whl array-api-compat array-api-strict
 
 bench: .venv/test
 	JAX_ENABLE_X64=1 $(BIN)/python -m pytest benchmarks -p no:xdist --benchmark-json=build/benchmarks.json
 	JAX_ENABLE_X64=1 $(BIN)/bpaccel bench --backend numpy,jax --dtype float32,float64 --json build/bench.json
 	$(BIN)/python benchmarks/report.py build/bench.json build/benchmarks.json --out build
+
+# What others take for the same work: minutes, and a file of 1.6 GB for a while in FOLDER. For an idle machine.
+FOLDER ?= build
+bench-peers: .venv/test
+	$(BIN)/python -m pip install -q $(TORCH) --group peers
+	env -u OPENBLAS_CORETYPE $(BIN)/python benchmarks/compare.py --json build/peers.json --folder $(FOLDER)
+	$(BIN)/python benchmarks/report.py build/peers.json --out build
+
+# Our estimators beside scikit-learn's, on the same numbers: minutes. For an idle machine.
+bench-sklearn: .venv/test
+	$(BIN)/python benchmarks/sklearn_mlp.py --out build --no-torch
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -46,6 +69,6 @@ clean:
 	touch $@
 
 .venv/test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q -e '.[all]' --group test --group lint
+	$(BIN)/python -m pip install -q -e '.[all]' --group test --group cuda-tests --group lint
 	mkdir -p build
 	touch $@ .venv/demo

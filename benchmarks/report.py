@@ -2,11 +2,12 @@
 
     python benchmarks/report.py FILE... --out DIR
 
-A FILE is what `bpaccel bench --json FILE` or `pytest benchmarks --benchmark-json=FILE` wrote. Each gives a table in
-DIR/report.md, and pictures beside it that are named after it.
+A FILE is what `bpaccel bench --json FILE`, `pytest benchmarks --benchmark-json=FILE` or `benchmarks/compare.py --json
+FILE` wrote. Each gives tables in DIR/report.md, and pictures beside it that are named after it.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -27,13 +28,13 @@ def read(path):
         content = json.loads(Path(path).read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(path)!r} must be JSON that a benchmark wrote; it is not JSON ({error}).") from error
-    if isinstance(content, dict) and content.get("kind") == bench.KIND:
+    if isinstance(content, dict) and content.get("kind") in OF:
         return content
     suite = content.get("benchmarks") if isinstance(content, dict) else None
     if isinstance(suite, list) and all("rows" in b.get("extra_info", {}) for b in suite):
         return content | {"kind": "suite"}
-    raise ValueError(f"{str(path)!r} must be what `bpaccel bench --json` or `pytest benchmarks "
-                     "--benchmark-json` wrote; it is other JSON.")  # fmt: skip
+    raise ValueError(f"{str(path)!r} must be what `bpaccel bench --json`, `pytest benchmarks "
+                     "--benchmark-json` or benchmarks/compare.py wrote; it is other JSON.")  # fmt: skip
 
 
 def of_bench(content, name, out):
@@ -71,6 +72,129 @@ def of_suite(content, name, out):
     return lines
 
 
+def of_peers(content, name, out):
+    """Tables and pictures of `benchmarks/compare.py`: lines of Markdown."""
+    lines = _machine(content["machine"], content["date"])
+    lines += [f"* floor, {dtype}: {1e9 * limits['logistic_seconds']:.2f} ns a logistic, "
+              f"{1e-9 * limits['bytes_a_second']:.1f} GB/s read, all threads"
+              for dtype, limits in content["floor"].items()]  # fmt: skip
+    lines += ["", *PEER_NOTES, ""]
+    shares: dict = {}
+    for (sizes, dtype), results in itertools.groupby(content["results"], key=lambda r: (r["layer_sizes"], r["dtype"])):
+        cells = list(results)
+        net = "-".join(map(str, sizes))
+        table, notes, series = _peer_times(cells)
+        lines += [f"### {net}, {dtype}", "", *table, "", *(line for note in notes for line in (note, ""))]
+        if series:
+            picture = f"{name}-{net}-{dtype}.png"
+            title = f"Training {net}, {dtype}: time a row and step"
+            plots.scaling(out / picture, series, title=title, ylabel="ns a row")
+            lines += [f"![time a row over rows, {net}]({picture})", ""]
+        for n, best in _best_of_ours(cells).items():
+            xs, ys = shares.setdefault(f"{net} {dtype}", ([], []))
+            xs.append(n)
+            ys.append(100 * best["share_of_floor"])
+    if shares:
+        plots.scaling(out / f"{name}-floor.png", shares, title="bpaccel: share of the floor", ylabel="percent")
+        lines += ["### Share of the floor", "", f"![share of the floor over rows]({name}-floor.png)", ""]
+    return lines + _memory(content["memory"], name, out) + _growth(content["growth"], name, out)
+
+
+PEER_NOTES = (
+    "All train sigmoid layers without bias on half the squared error, full batch, with one rate; scikit-learn's have "
+    "biases and no sigmoid at the output. Samples are taken in turns, after an untimed step of each.",
+    "",
+    "Cells: nanoseconds a row and step, median, and the spread (interquartile range over median); the best of each "
+    "column is bold. Ratio: the best time of another over our best. Floor: the logistics of a row, or its bytes "
+    "(X and y, read once), whichever takes longer on this machine; matrix products are not in it.",
+)
+
+
+def _peer_times(results):
+    """The table of one network: its lines, notes on what was refused, and the lines of its picture."""
+    names, counts = (list(dict.fromkeys(r[key] for r in results)) for key in ("peer", "rows"))
+    cells = {(r["peer"], r["rows"]): r for r in results}
+    notes, series, lines = [], {}, []
+    least = {n: min((r["ns_a_row"] for r in results if r["rows"] == n and not r["refused"]), default=0) for n in counts}
+    for peer in names:
+        line = [peer]
+        for n in counts:
+            r = cells[peer, n]
+            if r["refused"]:
+                note = f"{peer}: {r['refused']}"
+                notes += [note] * (note not in notes)
+                line.append(f"[{notes.index(note) + 1}]")
+                continue
+            text = view.digits(r["ns_a_row"])
+            text = f"**{text}**" if r["ns_a_row"] == least[n] else text
+            line.append(f"{text} ({100 * r['step_seconds']['spread']:.0f}%)")
+            xs, ys = series.setdefault(peer, ([], []))
+            xs.append(n)
+            ys.append(r["ns_a_row"])
+        lines.append(line)
+    ours = _best_of_ours(results)
+    ratios, shares = ["ratio"], ["share of the floor"]
+    for n in counts:
+        others = [r["ns_a_row"] for r in results if r["rows"] == n and not _ours(r) and not r["refused"]]
+        ratios.append(view.digits(min(others) / ours[n]["ns_a_row"]) if n in ours and others else "-")
+        shares.append(f"{100 * ours[n]['share_of_floor']:.1f}%" if n in ours else "-")
+    lines += [ratios, shares]
+    headers = ("peer", *(f"{n:,} rows" for n in counts))
+    return _table(headers, lines), [f"[{k}] {note}." for k, note in enumerate(notes, 1)], series
+
+
+def _ours(result):
+    return result["peer"].startswith("bpaccel")
+
+
+def _best_of_ours(results):
+    """``{rows: result}``: our fastest at each number of rows."""
+    timed = [r for r in results if _ours(r) and not r["refused"]]
+    return {n: min((r for r in timed if r["rows"] == n), key=lambda r: r["ns_a_row"])
+            for n in dict.fromkeys(r["rows"] for r in timed)}  # fmt: skip
+
+
+def _memory(memory, name, out):
+    if not memory:
+        return []
+    names, counts = (list(dict.fromkeys(m[key] for m in memory)) for key in ("peer", "rows"))
+    taken = {(m["peer"], m["rows"]): m["extra_bytes"] / 2**20 for m in memory}
+    least = {n: min(taken[peer, n] for peer in names) for n in counts}
+
+    def cell(peer, n):
+        text = f"{taken[peer, n]:,.1f}"
+        return f"**{text}**" if taken[peer, n] == least[n] else text
+
+    lines = [[peer, *(cell(peer, n) for n in counts)] for peer in names]
+    series = {peer: (counts, [taken[peer, n] for n in counts]) for peer in names}
+    plots.scaling(out / f"{name}-memory.png", series, title="3-4-1, float32: memory beside X and y", ylabel="MiB")
+    return ["### Memory", "", "MiB at most beside X and y, 3-4-1 in float32, each in a process of its own.", "",
+            *_table(("peer", *(f"{n:,} rows" for n in counts)), lines), "",
+            f"![memory over rows]({name}-memory.png)", ""]  # fmt: skip
+
+
+def _growth(growth, name, out):
+    if not growth:
+        return []
+    rows = [g["rows"] for g in growth]
+    nanoseconds = [1e9 * g["step_seconds"]["median"] / g["rows"] for g in growth]
+    mebibytes = [g["extra_bytes"] / 2**20 for g in growth]
+    lines = [[f"{n:,}", f"{view.digits(t)} ({100 * g['step_seconds']['spread']:.0f}%)", f"{m:,.2f}",
+              "yes" if g["read_in_place"] else "no"]
+             for n, t, m, g in zip(rows, nanoseconds, mebibytes, growth)]  # fmt: skip
+    series = {"ns a row": (rows, nanoseconds), "MiB extra": (rows, mebibytes)}
+    plots.scaling(
+        out / f"{name}-growth.png", series, title="Engine numba, 3-4-1, float32, rows in a file", ylabel="ns a row; MiB"
+    )
+    return ["### Growth", "", "Engine numba, 3-4-1 in float32, on a memory map of a file, in the page cache as far as "
+            "that reaches; each in a process of its own.", "",
+            *_table(("rows", "ns a row", "MiB extra", "read in place"), lines), "",
+            f"![time a row and memory over rows]({name}-growth.png)", ""]  # fmt: skip
+
+
+OF = {bench.KIND: of_bench, "suite": of_suite, "bpaccel peers": of_peers}
+
+
 def _machine(described, date):
     return [
         f"Measured {date}:",
@@ -81,7 +205,7 @@ def _machine(described, date):
 
 
 def _table(headers, rows):
-    left = ("backend", "engine", "dtype")
+    left = ("backend", "engine", "dtype", "peer")
     line = "| " + " | ".join(":--" if header in left else "--:" for header in headers) + " |"
     return ["| " + " | ".join(headers) + " |", line, *("| " + " | ".join(row) + " |" for row in rows)]
 
@@ -98,8 +222,7 @@ def main(arguments=None):
         out.mkdir(parents=True, exist_ok=True)
         lines = []
         for name, content in contents.items():
-            of = of_suite if content["kind"] == "suite" else of_bench
-            lines += [f"## {name}", "", *of(content, name, out)]
+            lines += [f"## {name}", "", *OF[content["kind"]](content, name, out)]
         (out / "report.md").write_text("\n".join(lines))
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -35,6 +35,13 @@ def not_negative(name, value):
     return float(value)
 
 
+def share(name, value):
+    """A number from 0 to below 1."""
+    if not (_is_finite(value) and 0 <= value < 1):
+        raise ValueError(f"`{name}` must be a number from 0 to below 1; got {value!r}.")
+    return float(value)
+
+
 def seed(value):
     """A whole number from 0 to 2**32 - 1, NumPy's range, or None."""
     whole_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)

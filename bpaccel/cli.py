@@ -145,7 +145,9 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="How far a step goes.")] = 0.003,
     batch_size: Annotated[int | None, typer.Option(help="Rows of a step; else 32, or more for long tables.")] = None,
     l2: Annotated[float, typer.Option(help="Penalty on the squares of the weights.")] = 0.01,
-    solver: Annotated[str, typer.Option(help="gradient_descent, momentum, nesterov, adam or lbfgs.")] = "adam",
+    solver: Annotated[
+        str, typer.Option(help="gradient_descent, momentum, nesterov, adam, adamw, rmsprop or lbfgs.")
+    ] = "adam",
     activation: Annotated[str, typer.Option(help="Of the hidden layers.")] = "relu",
     standardise: Annotated[bool, typer.Option(help="Bring each column to mean 0 and deviation 1.")] = True,
     holdout: Annotated[float, typer.Option(help="The share of the rows that is kept to score the model.")] = 0.2,

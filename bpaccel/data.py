@@ -14,15 +14,29 @@ _NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint3
             "float16", "bfloat16", "float32", "float64", "float96", "float128")  # fmt: skip
 
 
+def is_sparse(x):
+    """Whether ``x`` is a sparse matrix or array of SciPy's, which is told by what it can do: SciPy is not imported."""
+    return hasattr(x, "tocsr")
+
+
+def dense(x):
+    """``x``, with the zeros that a sparse one leaves out."""
+    return x.toarray() if is_sparse(x) else x
+
+
 def numbers(x, name="X"):
     """``x`` if it is an array of real numbers, of any library; lists and DataFrames become NumPy arrays.
+
+    Of the sparse ones, only X may be one: it becomes CSR, whose rows can be read.
 
     Raises
     ------
     ValueError
         If it holds text, objects, complex numbers or lists of different lengths.
     """
-    if library_of(x) is None:
+    if name == "X" and is_sparse(x):
+        x = x.tocsr()
+    elif library_of(x) is None:
         try:
             x = np.asarray(x)
         except ValueError as error:
@@ -73,12 +87,13 @@ def float_dtype(x, backend):
 class Rows:
     """Rows of inputs, targets and weights, read in blocks that are dense, converted and on the backend.
 
-    Arrays are converted and moved once. A memory map that would need either is left where it is, and converted block
-    by block, so that it never is in memory as a whole.
+    Arrays are converted and moved once. A memory map that would need either, and a sparse X, is left where it is, and
+    converted block by block, so that it never is in memory, or dense, as a whole.
 
     Parameters
     ----------
     X : array of shape (N, I)
+        Or sparse, CSR or CSC.
     y : array of shape (N, O)
     sample_weight : array of shape (N,), optional
         How much each row counts: finite, not negative, not all 0.
@@ -99,33 +114,38 @@ class Rows:
             sample_weight = _checked_weights(numbers(sample_weight, "sample_weight"), self.n)
         info = None if backend.library.name == "numpy" else backend.xp.__array_namespace_info__()
         self._index = np.intp if info is None else info.default_dtypes(device=backend.device)["indexing"]
-        self._source: tuple = (X, y, sample_weight)
+        self._source: tuple = (X.tocsr() if is_sparse(X) else X, y, sample_weight)
         self.arrays = None
-        if not any(_stays_on_disk(x, backend, dtype) for x in self._source):
+        if not any(_stays(x, backend, dtype) for x in self._source):
             self.arrays = self._source = self._converted(self._source)
         else:  # blocks are put together on the host
-            self._source = tuple(None if x is None else library_of(x).to_numpy(x) for x in self._source)
+            self._source = tuple(x if x is None or is_sparse(x) else library_of(x).to_numpy(x) for x in self._source)
 
     def _converted(self, arrays):
         return tuple(None if x is None else self.backend.asarray(x, self.dtype) for x in arrays)
 
     def read(self, start, stop, order=None):
         """Rows ``start:stop``, or ``order[start:stop]``, as (X, y, w); w is None where no row has a weight."""
+        if self.arrays is None:
+            return self._converted(self.on_host(start, stop, order))
         if order is None:
-            block = tuple(None if x is None else x[start:stop, ...] for x in self._source)
-        elif self.arrays is None:
-            block = tuple(None if x is None else np.take(x, order[start:stop], axis=0) for x in self._source)
-        else:
-            xp = self.backend.xp
-            index = order[start:stop]
-            if xp is not np:
-                index = xp.asarray(index, dtype=self._index, device=self.backend.device)
-            block = tuple(None if x is None else xp.take(x, index, axis=0) for x in self._source)
-        return block if self.arrays is not None else self._converted(block)
+            return tuple(None if x is None else x[start:stop, ...] for x in self.arrays)
+        xp = self.backend.xp
+        index = order[start:stop]
+        if xp is not np:
+            index = xp.asarray(index, dtype=self._index, device=self.backend.device)
+        return tuple(None if x is None else xp.take(x, index, axis=0) for x in self.arrays)
+
+    def on_host(self, start, stop, order=None):
+        """The same rows as NumPy arrays of the dtypes they are stored in: for engines that move them by themselves."""
+        rows = slice(start, stop) if order is None else order[start:stop]
+        host = (x if x is None or is_sparse(x) else library_of(x).to_numpy(x) for x in self._source)
+        return tuple(None if x is None else dense(x[rows]) for x in host)
 
 
-def _stays_on_disk(x, backend, dtype):
-    return isinstance(x, np.memmap) and (backend.library.name != "numpy" or x.dtype.name != dtype)
+def _stays(x, backend, dtype):
+    """Whether ``x`` is to be left as it is, and converted block by block."""
+    return is_sparse(x) or (isinstance(x, np.memmap) and (backend.library.name != "numpy" or x.dtype.name != dtype))
 
 
 def _checked_weights(weights, n):

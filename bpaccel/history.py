@@ -84,12 +84,15 @@ class Plan:
     shuffle : bool
     seed : int
         The order of epoch ``e`` is ``default_rng([seed, e]).permutation(n)``.
+    first : int
+        The step that epoch 0 begins with.
     """
 
     n: int
     batch_size: int
     shuffle: bool
     seed: int
+    first: int = 0
 
     @property
     def steps_per_epoch(self):
@@ -101,11 +104,11 @@ class Plan:
         return self.shuffle and self.batch_size < self.n
 
     def epoch(self, step):
-        return step // self.steps_per_epoch
+        return (step - self.first) // self.steps_per_epoch
 
     def end_of_epoch(self, step):
         """The first step after ``step``'s epoch."""
-        return (self.epoch(step) + 1) * self.steps_per_epoch
+        return self.first + (self.epoch(step) + 1) * self.steps_per_epoch
 
     def order(self, epoch):
         """The order of an epoch's rows; None for their own."""
@@ -113,7 +116,7 @@ class Plan:
 
     def batches(self, step, stop, order):
         """The `Batches` of steps ``step:stop``."""
-        starts = np.arange(step, stop) % self.steps_per_epoch * self.batch_size
+        starts = np.arange(step - self.first, stop - self.first) % self.steps_per_epoch * self.batch_size
         return Batches(order, starts, np.minimum(starts + self.batch_size, self.n))
 
 
@@ -130,9 +133,13 @@ class Progress:
     step : int
     rate : float
         The learning rate; set it to change that of the steps to come.
+    totals : numpy.ndarray of shape (k, 4), or None
+        Weight, loss, |error| and penalty, each summed, of the steps since the row before (of a full batch, of the last
+        steps only); None for L-BFGS.
     """
 
     network: Any
     history: History
     step: int
     rate: float
+    totals: Any = None

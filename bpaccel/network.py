@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,14 +11,16 @@ from bpaccel import activations as _activations
 from bpaccel import core, losses, solvers, storage, training
 from bpaccel.backends import BackendError, backend_of, resolve
 from bpaccel.backends import backend as _backend_of_name
-from bpaccel.checks import not_negative, positive, sizes, whole
+from bpaccel.checks import not_negative, positive, share, sizes, whole
 from bpaccel.checks import seed as checked_seed
-from bpaccel.data import Rows, check_targets, float_dtype, matrix, numbers, targets
-from bpaccel.engines import ENGINES, choose, find
+from bpaccel.data import Rows, check_targets, dense, float_dtype, matrix, numbers, targets
+from bpaccel.dropout import Dropout
+from bpaccel.engines import ENGINES, choose, find, refusal
 from bpaccel.history import History, Plan
 from bpaccel.objective import Objective
 
-PREDICT_ROWS = 2**16  # rows that predict feeds forward at once, so that its memory is bounded
+# What predict feeds forward at once, so that its memory is bounded: this many rows, or numbers in the widest layer.
+PREDICT_ROWS, PREDICT_NUMBERS = 2**16, 2**24
 
 
 class Network:
@@ -33,8 +36,8 @@ class Network:
         A name of `bpaccel.losses`, or your own ``(value, derivative)``.
     bias : bool
         Whether each layer has a bias. The tutorial's networks have none: a column of ones in X serves.
-    init : {"uniform", "glorot", "glorot_sigmoid", "he"}
-        How the weights are drawn; see `bpaccel.core.init_weights`.
+    init : {"uniform", "glorot", "glorot_sigmoid", "he"} or list of arrays
+        How the weights are drawn, see `bpaccel.core.init_weights`; or the weights themselves.
     seed : int, numpy.random.RandomState or None
         The same seed gives the same weights on every backend.
     dtype : {"float32", "float64"}, optional
@@ -67,13 +70,16 @@ class Network:
         self.bias = bool(bias)
         if not isinstance(seed, np.random.RandomState):
             seed = checked_seed(seed)
-        if not isinstance(init, str) or init not in core.INITS:
-            raise ValueError(f"`init` must be one of {', '.join(core.INITS)}; got {init!r}.")
+        given = isinstance(init, (list, tuple))
+        if given:
+            _check_weights(init, self.layer_sizes, self.bias)
+        elif not isinstance(init, str) or init not in core.INITS:
+            raise ValueError(f"`init` must be one of {', '.join(core.INITS)}, or a list of weights; got {init!r}.")
         self.dtype = _dtype(dtype)
         self._backend = None
-        self._weights = core.init_weights(self.layer_sizes, init, seed, self.bias)
+        self._weights = list(init) if given else core.init_weights(self.layer_sizes, init, seed, self.bias)
         if dtype is not None:
-            self._weights = [W.astype(self.dtype) for W in self._weights]
+            self._weights = [backend_of(W).asarray(W, self.dtype) for W in self._weights]
         if backend is not None:
             self.to(backend)
 
@@ -122,8 +128,8 @@ class Network:
         return self
 
     def train(self, X, y, *, steps=None, epochs=None, learning_rate=1.0, reduction="mean", solver="gradient_descent",
-              batch_size=None, shuffle=True, seed=None, sample_weight=None, l1=0.0, l2=0.0, clip=None, engine="auto",
-              threads=None, record_every=None, callbacks=(), resume=None, progress=False):  # fmt: skip
+              batch_size=None, shuffle=True, seed=None, sample_weight=None, l1=0.0, l2=0.0, clip=None, dropout=0.0,
+              engine="auto", threads=None, record_every=None, callbacks=(), resume=None, progress=False):  # fmt: skip
         """Change the weights, step by step, so that `predict` comes nearer to ``y``.
 
         Parameters
@@ -138,13 +144,14 @@ class Network:
         reduction : {"mean", "sum"}
             Whether a step follows the mean over its rows, or the sum, as the tutorial does.
         solver : str or Solver
-            gradient_descent, momentum, nesterov, adam or lbfgs; or an instance with your hyperparameters.
+            gradient_descent, momentum, nesterov, adam, adamw, rmsprop or lbfgs; or an instance, of a class of
+            `bpaccel.solvers`, with your hyperparameters.
         batch_size : int, optional
             Rows of a step; by default all.
         shuffle : bool
             Whether mini-batches take the rows in a new order every epoch.
         seed : int, optional
-            Of the order of rows.
+            Of the order of rows, and of dropout.
         sample_weight : array of shape (N,), optional
             How much each row counts.
         l1, l2 : float
@@ -152,6 +159,9 @@ class Network:
             loss; with ``reduction="mean"`` it is divided by the weight of the rows too, as in scikit-learn.
         clip : float, optional
             The greatest length of an update, over all matrices together.
+        dropout : float
+            The share of the hidden units that are silent in each step, each row its own; see `bpaccel.dropout`. The
+            losses of the history are those of the units that are left; `predict` and `loss` silence none.
         engine : str or type
             How to compute; "auto" chooses, and `History.reason` says why.
         threads : int, optional
@@ -159,7 +169,8 @@ class Network:
         record_every : int, optional
             Steps between rows of the history; by default there are about 100 rows.
         callbacks : sequence of callable
-            Each is called with a `bpaccel.training.Progress` at each row; True ends the training.
+            Each is called with a `bpaccel.training.Progress` at each row; True ends the training. `bpaccel.callbacks`
+            has early stopping, checkpoints and schedules of the rate.
         resume : History, optional
             Of an earlier training of this network, which then goes on as if it had never stopped: ``steps`` or
             ``epochs`` count the further ones, at ``learning_rate``, whatever a callback had made of it.
@@ -190,11 +201,17 @@ class Network:
             raise ValueError("`batch_size` does not go with solver='lbfgs', which looks at all rows at once.")
         if solver == "lbfgs" and clip is not None:
             raise ValueError("`clip` does not go with solver='lbfgs', whose line search needs the gradient as it is.")
+        if share("dropout", dropout) > 0:
+            objective = replace(objective, dropout=Dropout(float(dropout), plan.seed))
+        if solver == "lbfgs" and dropout > 0:
+            raise ValueError(
+                "`dropout` does not go with solver='lbfgs', whose line search needs one and the same loss."
+            )
         state = _resumed(resume, solver, plan, (self.layer_sizes, self.bias))
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
         # A resumed training keeps its engine where it can: the number of further steps must not change the bits.
         resumed = engine == "auto" and state is not None and resume.engine in ENGINES
-        resumed = resumed and find(resume.engine).refuses(objective, rows, solver) is None
+        resumed = resumed and refusal(find(resume.engine), objective, rows, solver) is None
         engine = resume.engine if resumed else engine
         runner, reason = choose(
             engine, objective, rows, solver, batch_rows=plan.batch_size, steps=count, threads=threads
@@ -233,19 +250,14 @@ class Network:
         """
         X = matrix(X, columns=self.layer_sizes[0])
         backend, dtype, weights = self._place(X)
-        with backend.active():
-            parts = []
-            for at in range(0, X.shape[0], PREDICT_ROWS):
-                rows = X[at : min(at + PREDICT_ROWS, X.shape[0]), ...]
-                parts.append(core.forward(weights, backend.asarray(rows, dtype), self.activations)[-1])
-            return self._home(X, backend, parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0))
+        return self._home(X, backend, feed(weights, X, self.activations, backend, dtype))
 
     def layers(self, X):
         """All layers: ``[X, l1, l2, ...]``, the article's ``l0, l1, l2``; each of shape (N, O)."""
         X = matrix(X, columns=self.layer_sizes[0])
         backend, dtype, weights = self._place(X)
         with backend.active():
-            layers = core.forward(weights, backend.asarray(X, dtype), self.activations)
+            layers = core.forward(weights, backend.asarray(dense(X), dtype), self.activations)
             return [self._home(X, backend, l) for l in layers]
 
     def errors(self, X, y):
@@ -308,16 +320,15 @@ class Network:
         try:
             layer_sizes, bias, dtype = sizes(header["layer_sizes"]), bool(header["bias"]), header["dtype"]
             weights = [arrays[f"weights.{k}"] for k in range(len(layer_sizes) - 1)]
-            # Before the network is made, which would draw weights of any size that a broken file names.
-            _check_weights(weights, layer_sizes, bias)
             if any(W.dtype.name not in ("float32", "float64") or not np.all(np.isfinite(W)) for W in weights):
                 raise ValueError("a weight is not a finite float32 or float64 number")
             if dtype is not None and {W.dtype.name for W in weights} != {dtype}:
                 raise ValueError(f"its dtype is {dtype!r}, that of its weights is another")
-            network = cls(layer_sizes, activation=header["activation"], loss=header["loss"], bias=bias, dtype=dtype)
+            network = cls(
+                layer_sizes, activation=header["activation"], loss=header["loss"], bias=bias, init=weights, dtype=dtype
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise storage.ModelFileError(f"the model file contradicts itself: {error}") from error
-        network.weights = weights
         return network
 
     def __getstate__(self):
@@ -389,6 +400,23 @@ class Network:
                 return rows, sums, *objective.finish(weights, sums)
         finally:
             engine.close()
+
+
+def feed(weights, X, activations, backend, dtype):
+    """The last layer for each row of X, dense or sparse and of any library, some rows after the other.
+
+    Returns
+    -------
+    array of shape (N, O)
+        On ``backend``, in ``dtype`` (a name).
+    """
+    widest = max(X.shape[1], *(W.shape[1] for W in weights))
+    count, parts = min(PREDICT_ROWS, max(1, PREDICT_NUMBERS // widest)), []
+    with backend.active():
+        for at in range(0, X.shape[0], count):
+            rows = dense(X[at : min(at + count, X.shape[0]), ...])
+            parts.append(core.forward(weights, backend.asarray(rows, dtype), activations)[-1])
+        return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
 
 
 def _dtype(dtype):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from bpaccel import losses
 from bpaccel.activations import ACTIVATIONS, Activation
 from bpaccel.backends import namespace
+from bpaccel.dropout import Dropout
 from bpaccel.losses import Loss
 
 
@@ -26,6 +27,8 @@ class Objective:
         The penalty ``l1 * sum |W| + l2 / 2 * sum W ** 2``, of the weights without the bias.
     clip : float or None
         The greatest length (L2 norm over all matrices together) that an update may have.
+    dropout : Dropout or None
+        Which hidden units are silent, step by step.
     """
 
     layer_sizes: tuple
@@ -36,6 +39,7 @@ class Objective:
     l1: float = 0.0
     l2: float = 0.0
     clip: float | None = None
+    dropout: Dropout | None = None
 
     @property
     def known(self):

@@ -15,6 +15,7 @@ import numpy as np
 from bpaccel import activations, core, losses, solvers
 from bpaccel.backends import backend as _backend_of_name
 from bpaccel.data import Rows
+from bpaccel.dropout import Dropout
 from bpaccel.engines import Batches, Engine, find
 from bpaccel.objective import Objective
 
@@ -236,8 +237,10 @@ def check_engine(engine, backend="numpy", *, dtypes=None):
         for case in cases(dtypes=(dtype,), block_rows=block_rows):
             if not _refused(kind, case, place):
                 check_case(kind, case, backend)
-        for solver in map(solvers.get, solvers.SOLVERS):
+        for solver in (*map(solvers.get, solvers.SOLVERS), solvers.RMSprop(momentum=0.5)):
             check_run(kind, solver, dtype, backend)
+        if kind.dropped_block is not None:
+            check_dropout(kind, dtype, backend)
         check_same_bits(kind, dtype, backend)
 
 
@@ -281,7 +284,7 @@ def _batches(n, size):
 def check_run(engine, solver, dtype="float64", backend="numpy"):
     """`run` must be `sums`, `finish` and `step`, once for each rate: full batches, and shuffled mini-batches."""
     kind, place = find(engine), _backend_of_name(backend)
-    if isinstance(solver, solvers.Adam):
+    if hasattr(solver, "epsilon"):
         solver = replace(solver, epsilon=0.1)  # a tiny one makes a sign of each update, and of its rounding
     case = Case((3, 4, 2), ("tanh", "sigmoid"), "squared_error", dtype, bias=True, weighted=True, n=50)
     for reduction, size in itertools.product(("mean", "sum"), (50, 16)):
@@ -425,3 +428,43 @@ def check_gradients(network, X, y, *, sample_weight=None, directions=3, seed=0, 
         if abs(measured - slope) > tolerance * max(1.0, length):
             message = f"the gradient says {slope:.9g} along a direction, the loss {measured:.9g}: {network!r}"
             raise AssertionError(message)
+
+
+def check_dropout(engine, dtype="float64", backend="numpy"):
+    """Sums with dropout must be the two passes with the silent units' layers and deltas at 0, written out here; in any
+    pieces of the rows. For engines that know dropout.
+
+    Raises
+    ------
+    AssertionError
+    """
+    kind, place = find(engine), _backend_of_name(backend)
+    dropout, step, cut = Dropout(0.4, 11), 5, 20
+    case = Case((3, 6, 5, 2), ("sigmoid", "tanh", "identity"), "squared_error", dtype, bias=True, n=50)
+    weights, X, y, _ = case.arrays()
+    sizes, keep = case.layer_sizes, np.split(dropout.speaking(11, step, 0, case.n), [6], axis=1)
+    share = 1.0 - dropout.rate
+    layers = [X.astype(np.float64)]
+    for W, f, mask in zip(weights, case.objective().activations, [*keep, None]):
+        l = f.function(layers[-1] @ W[:-1] + W[-1], np)
+        layers.append(l if mask is None else l * mask / share)
+    delta, updates = y - layers[-1], list[np.ndarray]()
+    for k in (2, 1, 0):
+        updates.insert(0, np.vstack([layers[k].T @ delta, delta.sum(axis=0)]))
+        if k > 0:
+            f, said = case.objective().activations[k - 1], layers[k] * share
+            delta = (delta @ weights[k][: sizes[k]].T) * f.slope(said, np) * keep[k - 1] / share
+    with place.active():
+        here, rows = _rows(case, place)
+        runner = kind(case.objective(dropout=dropout), rows)
+        try:
+            whole = [runner.dropped_sums(here, None, 0, case.n, step)]
+            parts = [runner.dropped_sums(here, None, *piece, step) for piece in ((0, cut), (cut, case.n))]
+        finally:
+            runner.close()
+    for sums in (whole, parts):
+        for k, should in enumerate(updates):
+            off = np.abs(sum(place.to_numpy(s.updates[k]).astype(np.float64) for s in sums) - should).max()
+            if not off <= 1000 * np.finfo(dtype).eps * np.abs(should).max():
+                message = f"engine {kind.name!r}: dropout in {len(sums)} pieces of the rows is off by {off:.3g}"
+                raise AssertionError(message)

@@ -50,7 +50,8 @@ class _Cut:
 
 # What overflows ends in a DivergenceError, which says more than NumPy's warnings.
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, callbacks, history, arrays):
+def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, callbacks, history, arrays,
+            first_row=0):  # fmt: skip
     """Take steps ``step:stop`` with a solver.
 
     Parameters
@@ -73,6 +74,8 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
         Gets the rows, in place.
     arrays : object
         The solver's state.
+    first_row : int
+        The step of one row of the history: the others are multiples of ``every`` from it, and the last step.
 
     Raises
     ------
@@ -89,7 +92,7 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
             if plan.epoch(step) != epoch:
                 epoch = plan.epoch(step)
                 order = plan.order(epoch)
-            row = min(-(-step // every) * every, stop - 1)  # the next row of the history, this step or a later one
+            row = min(step + (first_row - step) % every, stop - 1)  # the next row of the history
             end = min(row + 1, step + limit)
             if plan.shuffled:
                 end = min(end, plan.end_of_epoch(step))
@@ -107,10 +110,10 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
             network.weights = weights
             seen = [totals] if plan.batch_size == plan.n else [*seen, totals]
             if step == row + 1:
-                loss, error = _row(engine.objective, np.concatenate(seen), plan)
-                seen = []
+                since, seen = np.concatenate(seen), []
+                loss, error = _row(engine.objective, since, plan)
                 history.append(row, plan.epoch(row), loss, error, rate, time.perf_counter() - began)
-                progress = Progress(network, history, row, rate)
+                progress = Progress(network, history, row, rate, since)
                 if _asked_to_stop(callbacks, progress):
                     history.stopped = "callback"
                     break
@@ -121,6 +124,7 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
         history.stopped = "interrupted"
     step, network.weights, arrays = done
     history.state = State(step, solver, arrays, plan, _shape(engine.objective))
+    _finish(callbacks, network, history)
 
 
 def _shape(objective):
@@ -130,6 +134,12 @@ def _shape(objective):
 def _asked_to_stop(callbacks, progress):
     answers = [callback(progress) for callback in callbacks]  # all of them are asked, also after one said stop
     return any(isinstance(answer, (bool, np.bool_)) and answer for answer in answers)
+
+
+def _finish(callbacks, network, history):
+    for callback in callbacks:
+        if hasattr(callback, "finish"):
+            callback.finish(network, history)
 
 
 def _row(objective, totals, plan):
@@ -178,11 +188,17 @@ def _diverged(network, engine, solver, plan, cuts, end, history):
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, history):
+def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, history, options=None):
     """Take at most ``stop - step`` iterations of L-BFGS-B (SciPy's), over the engine's sums of all rows.
 
     The vectors are packed on the host in float64; loss and gradient are computed where the rows are. A step is one
-    iteration, which may look at the loss several times. `Progress.rate` has no effect.
+    iteration, which may look at the loss several times. `Progress.rate` has no effect. ``options`` are SciPy's, in
+    place of ours.
+
+    Returns
+    -------
+    scipy.optimize.OptimizeResult or None
+        None if training was stopped before SciPy was done.
     """
     try:
         from scipy.optimize import minimize
@@ -193,6 +209,7 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
     shapes = [W.shape for W in weights]
     began, first = time.perf_counter(), step
     looked = {}
+    result = None
 
     def unpack(vector):
         ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
@@ -224,7 +241,7 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
     def after(result):
         nonlocal step
         step += 1
-        network.weights = unpack(result.x)
+        network.weights = unpack(np.array(result.x))  # a copy: SciPy goes on in the same memory
         record(result.x)
 
     start = pack(weights)
@@ -239,7 +256,8 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
         record(start)
         with engine.held():
             # As far as the precision goes: SciPy's own ftol stops at a relative gain of 2e-9.
-            options = {"maxiter": stop - first, "maxfun": 20 * (stop - first), "gtol": 1e-8, "ftol": 1e-15}
+            ours = {"maxfun": 20 * (stop - first), "gtol": 1e-8, "ftol": 1e-15}
+            options = {"maxiter": stop - first, **(ours if options is None else options)}
             result = minimize(look, start, jac=True, method="L-BFGS-B", callback=_named(after), options=options)
         network.weights = unpack(result.x)
         record(result.x, last=True)
@@ -250,6 +268,8 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
     except KeyboardInterrupt:
         history.stopped = "interrupted"
     history.state = State(step, "lbfgs", None, plan, _shape(engine.objective))
+    _finish(callbacks, network, history)
+    return result
 
 
 def _named(function):

@@ -26,13 +26,16 @@ PLACES = [
 
 def _usable(name):
     library = name.partition(":")[0]
-    reason = why_not(library)
-    if reason is not None:
-        required = os.environ.get("BPACCEL_REQUIRE", "").split(",")
-        if library in required:
-            pytest.fail(f"{library} is required by BPACCEL_REQUIRE, but {reason}", pytrace=False)
-        pytest.skip(f"{library}: {reason}")
+    skip_or_fail(library, why_not(library))
     return name
+
+
+def skip_or_fail(name, reason):
+    """Skip for a reason why ``name`` is not usable, or fail where it must be; nothing where there is no reason."""
+    if reason is not None:
+        if name in os.environ.get("BPACCEL_REQUIRE", "").split(","):
+            pytest.fail(f"{name} is required by BPACCEL_REQUIRE, but {reason}", pytrace=False)
+        pytest.skip(f"{name}: {reason}")
 
 
 def _parameters(names):
@@ -49,3 +52,28 @@ def backend(request):
 def place(request):
     """The same, with all five devices that array-api-strict simulates."""
     return _usable(request.param)
+
+
+@pytest.fixture(scope="session")
+def host_cuda():
+    """The stand-in for CuPy that runs CUDA kernels on the CPU; it needs g++."""
+    import host_cuda
+
+    skip_or_fail("g++", host_cuda.missing())
+    return host_cuda
+
+
+@pytest.fixture(scope="session")
+def nvrtc():
+    """NVIDIA's compiler and its report; it needs CuPy and NVRTC, not a GPU."""
+    import compiled
+
+    skip_or_fail("nvrtc", compiled.missing())
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def nvdisasm(nvrtc):
+    """The same, where machine code can be read too."""
+    skip_or_fail("nvdisasm", nvrtc.no_disassembler())
+    return nvrtc

@@ -15,8 +15,10 @@ from bpaccel.backends import backend as backend_of_name
 from bpaccel.data import Rows
 from bpaccel.engines import ENGINES, choose, thread_count
 
+NUMPY = backend_of_name("numpy")
 
-@pytest.mark.parametrize("engine", sorted(set(ENGINES) - {"jit"}))
+
+@pytest.mark.parametrize("engine", sorted(set(ENGINES) - {"jit", "cuda"}))
 def test_every_engine_passes_the_conformance_suite_on_numpy(engine):
     testing.check_engine(engine)
 
@@ -28,22 +30,98 @@ def test_the_plain_engines_are_right_on_every_backend(engine, place):
         # A part of the suite: all of it on every backend would take minutes, most on JAX, which compiles each shape.
         for case in list(testing.cases(dtypes=(dtype,), block_rows=2**10))[:: 97 if place == "jax" else 23]:
             testing.check_case(engine, case, place)
-        testing.check_run(engine, solvers.get("adam"), dtype, place)
+        for solver in ("adam", "adamw", "rmsprop"):
+            testing.check_run(engine, solvers.get(solver), dtype, place)
 
 
-def test_jit_is_right_and_runs_many_steps_in_one_call():
+def test_jit_is_right_and_runs_many_steps_in_one_call_on_jax():
     """Its sums are `array`'s own, checked above; its runs must be its steps, whatever the batches."""
     if bp.backends()["jax"] != "usable":
         pytest.skip(f"jax: {bp.backends()['jax']}")
     for case in list(testing.cases(dtypes=("float64",)))[::67]:
         testing.check_case("jit", case, "jax")
-    for solver, dtype in (("gradient_descent", "float32"), ("nesterov", "float64"), ("adam", "float64")):
+    runs = {"gradient_descent": "float32", "nesterov": "float64", "adam": "float64", "adamw": "float64",
+            "rmsprop": "float32"}  # fmt: skip
+    for solver, dtype in runs.items():
         testing.check_run("jit", solvers.get(solver), dtype, "jax")
 
 
-def test_jit_refuses_what_is_not_jax():
+@pytest.fixture
+def torch():
+    if bp.backends()["torch"] != "usable":
+        pytest.skip(f"torch: {bp.backends()['torch']}")
+    return pytest.importorskip("torch")
+
+
+def _taught(engine, **options):
+    """A network on torch after a few steps, and its history."""
+    rng = np.random.default_rng(0)
+    X, y = rng.random((50, 3)), rng.random(50)
+    net = bp.Network([3, 4, 1], seed=1, backend="torch", activation=options.pop("activation", "sigmoid"))
+    return net, net.train(X, y, steps=5, l2=0.1, engine=engine, **options)
+
+
+def _alike(one, other):
+    return all(np.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(one.weights, other.weights, strict=True))
+
+
+def test_jit_is_right_on_torch(torch, caplog):
+    """Each shape takes seconds to compile: one of each kind, and every part compiled, or there would be a warning."""
+    rows = testing.block_rows_of("jit", "float32", backend_of_name("torch"))
+    testing.check_case("jit", testing.Case((3, 4, 2), ("relu", "softmax"), "log_loss", "float64", True, True), "torch")
+    case = testing.Case((3, 4, 1), ("sigmoid", "sigmoid"), "squared_error", "float32", n=2 * rows)
+    testing.check_case("jit", case, "torch")
+    for solver in ("gradient_descent", "adam"):
+        (compiled, history), (plain, _) = (
+            _taught(engine, solver=solver, batch_size=16, shuffle=False) for engine in ("jit", "array")
+        )
+        assert history.engine == "jit"
+        assert history.reason == "asked for"
+        assert _alike(compiled, plain)
+    assert not [record for record in caplog.records if record.name == "bpaccel"]
+
+
+def test_jit_computes_eagerly_what_torch_cannot_compile(torch, caplog):
+    def stepped(z, xp):
+        return z if float(z[0, 0]) > 1e9 else 0.5 * z  # asks for a value, which the compiler does not know
+
+    own = bp.activations.Activation("halved", stepped, lambda a, xp: 0.5 * xp.ones_like(a))
+    (compiled, _), (plain, _) = (_taught(engine, activation=own) for engine in ("jit", "array"))
+    assert _alike(compiled, plain)
+    assert "computed eagerly, for torch.compile failed" in caplog.text
+
+
+def test_jit_without_a_compiler_says_so_and_is_right(torch, tmp_path):
+    code = """
+import numpy as np, bpaccel as bp
+X, y = np.eye(3), [0, 1, 1]
+nets = [bp.Network([3, 4, 1], seed=1, backend="torch") for _ in range(2)]
+history = nets[0].train(X, y, steps=3, engine="jit")
+nets[1].train(X, y, steps=3, engine="array")
+print(history.engine, history.reason)
+print(all(np.array_equal(a, b) for a, b in zip(nets[0].weights, nets[1].weights)))
+"""
+    nothing = {"CXX": str(tmp_path / "no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={**os.environ, **nothing})  # fmt: skip
+    reason, alike = done.stdout.splitlines()
+    assert reason.startswith("jit asked for; torch.compile does not work here (")
+    assert reason.endswith("so it computes eagerly")
+    assert "compiler" in reason.partition("(")[2]
+    assert alike == "True"
+
+
+def test_auto_compiles_on_torch_what_takes_minutes(torch):
+    solver = solvers.get("gradient_descent")
+    for steps, name in ((100, "array"), (200_000, "jit")):
+        engine, reason = choose("auto", *_rows(4, "torch"), solver, batch_rows=4, steps=steps)
+        assert engine.name == name
+        assert ("worth compiling" in reason) == (name == "jit")
+
+
+def test_jit_refuses_what_it_cannot_compile():
     net = bp.Network([3, 4, 1], seed=1)
-    with pytest.raises(ValueError, match="engine 'jit' cannot do this: it compiles JAX arrays.*engine='auto'"):
+    with pytest.raises(ValueError, match="engine 'jit' cannot do this: it compiles arrays of jax and torch.*'auto'"):
         net.train([[0, 0, 1]], [1], steps=1, engine="jit")
 
 
@@ -186,6 +264,26 @@ def test_an_engine_whose_library_is_missing_says_what_to_install(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
     assert done.stderr.strip().endswith("ImportError: engine 'numba' needs numba: pip install 'bpaccel[numba]'.")
+
+
+def test_auto_takes_blas_where_a_layer_is_wide_and_the_work_is_long():
+    pytest.importorskip("numba")
+    for sizes, name in (((784, 128, 10), "blas"), ((28, 300, 1), "numba")):
+        case = testing.Case(sizes, ("sigmoid", "sigmoid"), "squared_error", "float32", n=64)
+        rows = testing._rows(case, NUMPY)[1]
+        engine, reason = choose("auto", case.objective(), rows, solvers.get("adam"), batch_rows=64, steps=10**4)
+        assert engine.name == name
+        assert "wide enough for BLAS" in reason
+
+
+def test_auto_reads_a_file_with_the_compiled_engine(tmp_path):
+    pytest.importorskip("numba")
+    np.save(tmp_path / "X.npy", np.zeros((1000, 3)))
+    X = np.load(tmp_path / "X.npy", mmap_mode="r")
+    rows = Rows(X, np.zeros((1000, 1)), None, backend=NUMPY, dtype="float32")
+    assert rows.arrays is None  # it would have to be converted, and so is read piece by piece
+    objective, _ = _rows(4)
+    assert choose("auto", objective, rows, solvers.get("adam"), batch_rows=1000, steps=10**5)[0].name == "numba"
 
 
 def test_auto_without_numba_takes_blocks(monkeypatch):

@@ -217,3 +217,20 @@ print(sum(kernel.cache_hits for kernel in kernels), len(kernels))
     (none, kernels), (all_of_them, _) = hits
     assert (none, all_of_them) == (0, kernels)
     assert kernels > 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_any_number_of_columns_are_read_right_in_any_order(dtype):
+    random = np.random.default_rng(0)
+    for columns in (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 28):
+        case = testing.Case((columns, 4, 5), ("tanh", "sigmoid"), "squared_error", dtype, n=37, weighted=True)
+        testing.check_case(Numba, case)
+        weights, X, y, w = case.arrays()
+        order = random.permutation(37)
+        rows = [
+            Rows(X, y, w, backend=NUMPY, dtype=dtype),
+            Rows(X[order], y[order], w[order], backend=NUMPY, dtype=dtype),
+        ]
+        here, gathered = (Numba(case.objective(), r, 1) for r in rows)
+        want = gathered.sums(weights, None, 3, 36)
+        assert bytes_of(here.sums(weights, order, 3, 36).updates) == bytes_of(want.updates)

@@ -104,11 +104,18 @@ def test_info_shows_backends_engines_and_threads():
         assert part in done.stdout
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/choosing.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/choosing.md", "docs/estimators.md"])
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
-    """All its Python blocks, in order, in one namespace; those that need a GPU say so and are skipped."""
+    """All its Python blocks, in order, in one namespace, after the scripts that its ``sh`` blocks run; blocks that need
+    a GPU say so and are skipped."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    for library in ("sklearn", "matplotlib", "pandas"):
+        if re.search(rf"^(import|from) {library}\b", "".join(blocks), re.M):
+            pytest.importorskip(library)
+    for script, *arguments in (line.split()[1:] for line in re.findall(r"```sh\n(python .*?)\n```", text)):
+        subprocess.run([sys.executable, ROOT / script, *arguments], check=True)
     names = {}
     for block in blocks:
         if "cupy" not in block or bpaccel.backends()["cupy"] == "usable":

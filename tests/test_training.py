@@ -351,3 +351,17 @@ def test_lbfgs_is_not_called_compiled_on_jax():
     pytest.importorskip("scipy")
     pytest.importorskip("jax")
     assert xor(backend="jax").train(X, Y, steps=2, solver="lbfgs").engine == "array"
+
+
+def test_weights_that_lbfgs_showed_stay_as_they_were():
+    pytest.importorskip("scipy")
+    kept = []
+
+    def keep(progress):
+        kept.append((progress.network.weights, progress.network.loss(X, Y), progress.history.loss[-1]))
+
+    xor().train(X, Y, steps=5, solver="lbfgs", record_every=1, callbacks=[keep])
+    net = xor(dtype="float64")
+    for weights, loss, recorded in kept:
+        net.weights = weights
+        assert net.loss(X, Y) == loss == pytest.approx(recorded)

@@ -43,7 +43,7 @@ def sigmoid(x):
 # Function, the exact one, the ends of the range in float32 and float64, worst units in the last place allowed, and
 # what comes of nan, infinity, -infinity and 0.
 CASES = {
-    "sigmoid": (vmath.sigmoid, sigmoid, (-110, 110), (-750, 750), 3.2, (np.nan, 1, 0, 0.5)),
+    "sigmoid": (vmath.sigmoid, sigmoid, (-110, 110), (-750, 750), 4.0, (np.nan, 1, 0, 0.5)),
     "tanh": (vmath.tanh, np.tanh, (-20, 20), (-25, 25), 3.2, (np.nan, 1, -1, 0)),
     "softplus": (vmath.softplus, softplus, (-110, 110), (-750, 750), 3.6, (np.nan, np.inf, 0, np.log(2))),
     "exp": (vmath.exp, np.exp, (-110, 88.7), (-750, 709.7), 2.0, (np.nan, np.inf, 0, 1)),

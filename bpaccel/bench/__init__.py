@@ -127,16 +127,17 @@ def _timed(ours, look):
     return {
         "engine": ours.engine.name, "reason": ours.reason, "threads": ours.engine.threads,
         "device": machine.device(ours.backend),
-        "step_seconds": _summary(times) | {"steps_a_sample": timer.steps * timer.repeats},
+        "step_seconds": summary(times) | {"steps_a_sample": timer.steps * timer.repeats},
         "ns_a_row": 1e9 * step / case.rows, "rows_a_second": case.rows / step,
         "bytes_a_step": bytes_a_step, "gb_a_second": 1e-9 * bytes_a_step / step,
-        "tutorial_step_seconds": _summary(theirs) | {"steps_a_sample": peer.steps * peer.repeats} if peer else None,
-        "ratio": _summary(ratios) if peer else None,
+        "tutorial_step_seconds": summary(theirs) | {"steps_a_sample": peer.steps * peer.repeats} if peer else None,
+        "ratio": summary(ratios) if peer else None,
         "error": error, "same_error": abs(error - work.expected[1]) <= SAME_ERROR,
     }  # fmt: skip
 
 
-def _summary(values):
+def summary(values):
+    """Median, least, greatest and spread (the interquartile range over the median) of some numbers: a dict."""
     low, middle, high = np.percentile(values, [25, 50, 75])
     return {"median": float(middle), "min": float(min(values)), "max": float(max(values)),
             "spread": float((high - low) / middle), "samples": len(values)}  # fmt: skip

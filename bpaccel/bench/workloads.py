@@ -80,13 +80,16 @@ class Workload:
     @cached_property
     def expected(self):
         """The error before training and after it: that of the core in NumPy float64 on the table alone."""
+        return self.error(self.weights()), self.error(self.after(STEPS))
+
+    def after(self, steps):
+        """The weights after some steps of the core in NumPy float64, on the table alone."""
         weights = self.weights()
-        before = self.error(weights)
-        for _ in range(STEPS):
+        for _ in range(steps):
             layers = core.forward(weights, self.X, self.activations)
             updates = core.batch_updates(layers, core.backward(weights, layers, self.y, self.activations))
             weights = core.apply_updates(weights, updates, self.rate / len(self.X))
-        return before, self.error(weights)
+        return weights
 
     def __str__(self):
         table = "XOR" if self.layer_sizes == (3, 4, 1) else f"a table of {len(self.X)} rows"
@@ -145,6 +148,8 @@ class Case:
 class Ours:
     """The 100 steps of a case, taken by its engine in runs of any length.
 
+    ``host`` are the rows X (N, I) and y (N, O), where they are there already; else they are made of the table.
+
     Attributes
     ----------
     engine : Engine
@@ -156,11 +161,11 @@ class Ours:
         The weights after the 100th step.
     """
 
-    def __init__(self, case):
+    def __init__(self, case, host=None):
         self.case, self.work = case, workload(case.layer_sizes)
         self.backend = backend(case.backend)
         self.backend.check_dtype(case.dtype)
-        self.host = self.work.rows(case.rows, case.dtype)
+        self.host = self.work.rows(case.rows, case.dtype) if host is None else host
         self.solver, self.reached = solvers.get("gradient_descent"), None
         with self.backend.active():
             self.rows = Rows(*self.host, backend=self.backend, dtype=case.dtype)

@@ -77,13 +77,20 @@ class Engine(ABC):
         Whether the same bytes come out for any threads, chunks and partitions of the rows.
     threaded : bool
         Whether `block` may be called from several Python threads at once, and gains by it.
+    dropped_block : callable or None
+        ``(weights, X, y, w, step, first) -> Sums``: `block` with dropout, for engines that know it; ``first`` is the
+        place of the block's first row in the order of the rows. See `Dropout.activations`.
     block_rows : int
         The rows of a block, fixed by objective and dtype alone; all rows where an engine knows no blocks.
+    note : str
+        What the reason for the engine must add: that it computes otherwise than its name says, and why.
     """
 
     name = ""
+    note = ""
     same_bits = False
     threaded = False
+    dropped_block: Any = None
 
     def __init__(self, objective, rows, threads=None):
         self.objective, self.rows = objective, rows
@@ -94,7 +101,7 @@ class Engine(ABC):
 
     @classmethod
     def refuses(cls, objective, rows, solver):
-        """Why this engine cannot do it, with the remedy; None if it can."""
+        """Why this engine cannot do it, with the remedy; None if it can. Of dropout, see `refusal`."""
         return
 
     @classmethod
@@ -119,9 +126,15 @@ class Engine(ABC):
 
         Blocks start at multiples of `block_rows` from ``start``. One block alone keeps the dtype of the rows.
         """
+        return self._folded(lambda first, *rows: self.block(weights, *rows), order, start, stop)
 
+    def dropped_sums(self, weights, order, start, stop, step):
+        """The same, of the units that dropout leaves in a step."""
+        return self._folded(lambda first, *rows: self.dropped_block(weights, *rows, step, first), order, start, stop)
+
+    def _folded(self, block, order, start, stop):
         def one(first):
-            return self.block(weights, *self.rows.read(first, min(first + self.block_rows, stop), order))
+            return block(first, *self.rows.read(first, min(first + self.block_rows, stop), order))
 
         firsts = range(start, stop, self.block_rows)
         parts = map(one, firsts) if self.threads == 1 or len(firsts) == 1 else self._in_order(one, firsts)
@@ -158,7 +171,11 @@ class Engine(ABC):
         rows = []
         with self.held():
             for j, rate in enumerate(rates):
-                sums = self.sums(weights, batches.order, batches.starts[j], batches.stops[j])
+                batch = batches.order, batches.starts[j], batches.stops[j]
+                if self.objective.dropout is None:
+                    sums = self.sums(weights, *batch)
+                else:
+                    sums = self.dropped_sums(weights, *batch, step + j)
                 updates, penalty = self.objective.finish(weights, sums)
                 weights, state = solver.step(weights, updates, state, rate, step + j)
                 rows.append((sums.totals, penalty))
@@ -184,6 +201,9 @@ ENGINES = {
     "blocked": "bpaccel.engines.blocked:Blocked",
     "jit": "bpaccel.engines.jit:Jit",
     "numba": "bpaccel.engines.numba:Numba",
+    "blas": "bpaccel.engines.blas:Blas",
+    "cuda": "bpaccel.engines.cuda:Cuda",
+    "wide": "bpaccel.engines.wide:Wide",
 }
 
 
@@ -197,7 +217,14 @@ def find(name):
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise ImportError(f"engine {name!r} needs {error.name}: pip install 'bpaccel[{name}]'.") from error
+        raise ImportError(f"engine {name!r} needs {error.name}: pip install 'bpaccel[{error.name}]'.") from error
+
+
+def refusal(kind, objective, rows, solver):
+    """Why an engine class cannot do the work, with the remedy; None if it can."""
+    if objective.dropout is not None and kind.dropped_block is None:
+        return "it knows no dropout. Use engine='blocked'."
+    return kind.refuses(objective, rows, solver)
 
 
 def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
@@ -231,9 +258,10 @@ def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
     else:
         reason = "asked for"
     kind = find(name)
-    if refusal := kind.refuses(objective, rows, solver):
-        raise ValueError(f"engine {kind.name!r} cannot do this: {refusal}")
-    return kind(objective, rows, threads), reason
+    if reason_not := refusal(kind, objective, rows, solver):
+        raise ValueError(f"engine {kind.name!r} cannot do this: {reason_not}")
+    engine = kind(objective, rows, threads)
+    return engine, f"{reason}; {engine.note}" if engine.note else reason
 
 
 # What a step of NumPy's costs, as multiplications of rows by weights that would take as long; and the work, in the same
@@ -241,27 +269,42 @@ def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
 # two to four. Below it, auto does not compile.
 STEP_COST = 2**13
 COMPILED_WORK = 2**30
-# From this many weights between two layers on, BLAS wins: at 64,000 rows, 256-128-10 took `blocked` 1.4 times as long
-# as the compiled pass, 784-128-10 0.94 times (benchmarks/results).
-BLAS_WEIGHTS = 2**16
+# torch.compile takes three to five seconds for each size of a batch, in a fresh process with nothing kept on the disk
+# up to twenty, and then saves 0.2 ms a step and 5 to 9 ns for each unit of each row (3-4-1, 64-32-10, 28-300-1 and
+# 784-128-10 on two cores). In units and rows, with what a step costs as so many more: the work that is brought from a
+# minute to half of one.
+TORCH_STEP_COST = 2**15
+TORCH_WORK = 2**32
+# From this many weights between two layers on, `blas` is faster than `numba`: 512-64-10 took it 0.8 times as long, and
+# 784-128-10 0.6 times, but 28-300-1 1.9 times (two cores, AVX2, 40,000 to 100,000 rows of float32).
+BLAS_WEIGHTS = 2**15
 
 
 # Looks at the work alone, never at clocks or caches: the second run of a script gives the bits of the first.
 def _automatic(objective, rows, solver, batch_rows, steps):
     library = rows.backend.library.name
+    compilable = objective.known and objective.dropout is None
     block = find("blocked").rows_of_a_block(objective, rows)
-    if rows.arrays is None:
-        return "blocked", "the rows are not all in memory on this backend, and are read block by block"
-    if library == "jax" and steps > 1 and objective.known and isinstance(solver, Solver):
-        return "jit", f"JAX compiles the {steps:,} steps into one loop"
-    if library == "numpy" and objective.known and importlib.util.find_spec("numba"):
+    if compilable and find("cuda").refuses(objective, rows, solver) is None:
+        return "cuda", f"the network fits in the registers of {rows.backend.name}, and each row is read once"
+    if compilable and find("wide").refuses(objective, rows, solver) is None:
+        return "wide", "cuBLAS and fused kernels pass over each layer once where the core makes a dozen arrays"
+    if library == "numpy" and compilable and importlib.util.find_spec("numba"):
         sizes = [i * o for i, o in pairwise(objective.layer_sizes)]
         work = steps * (batch_rows * sum(sizes) + STEP_COST)
-        if work >= COMPILED_WORK and max(sizes) < BLAS_WEIGHTS:
-            return (
-                "numba",
-                f"{steps:,} steps of {batch_rows:,} rows are worth compiling, and no layer is wide enough for BLAS",
-            )
+        if work >= COMPILED_WORK:
+            worth = f"{steps:,} steps of {batch_rows:,} rows are worth compiling"
+            if max(sizes) < BLAS_WEIGHTS:
+                return "numba", f"{worth}, and no layer is wide enough for BLAS"
+            return "blas", f"{worth}, and a layer of {max(sizes):,} weights is wide enough for BLAS"
+    if rows.arrays is None:
+        return "blocked", "the rows are not all in memory on this backend, and are read block by block"
+    if library == "jax" and steps > 1 and compilable and isinstance(solver, Solver):
+        return "jit", f"JAX compiles the {steps:,} steps into one loop"
+    if rows.backend.name == "torch" and compilable and isinstance(solver, Solver):  # on its CPU
+        work = steps * (batch_rows * sum(objective.layer_sizes[1:]) + TORCH_STEP_COST)
+        if work >= TORCH_WORK:
+            return "jit", f"{steps:,} steps of {batch_rows:,} rows are worth compiling with torch.compile"
     if batch_rows <= block:
         return "array", f"a step's {batch_rows:,} rows fit one block of {block:,}"
     if rows.backend.name in ("numpy", "torch", "jax"):  # on their CPU

@@ -8,6 +8,7 @@ in float64.
 import contextlib
 import math
 import threading
+from dataclasses import replace
 from typing import Any
 
 from bpaccel import core
@@ -30,6 +31,11 @@ class Array(Engine):
 
     def block(self, weights, X, y, w):
         return core_sums(self.objective, weights, X, y, w)
+
+    def dropped_block(self, weights, X, y, w, step, first):
+        o, rows = self.objective, self.rows
+        left = o.dropout.activations(o.activations, o.layer_sizes, rows.backend, rows.dtype, step, first, X.shape[0])
+        return core_sums(replace(o, activations=left), weights, X, y, w)
 
 
 class Blocked(Array):

@@ -24,6 +24,7 @@ from bpaccel.engines.lanes import (
     add_totals,
     call,
     count_up,
+    eight,
     lane_count,
     load,
     mul,
@@ -39,7 +40,9 @@ from bpaccel.engines.lanes import (
     spread,
     store,
     swap,
+    tile_columns,
     total,
+    turn,
     word,
 )
 from bpaccel.engines.unrolled import lesson
@@ -52,7 +55,6 @@ from bpaccel.engines.vmath import (
     miss_of,
     ratio,
     through_slope,
-    weight_of,
 )
 
 # Inputs, targets and weights of rows, FIELDS words each: the address (0 for no weights), the strides of rows and
@@ -71,12 +73,12 @@ STEPS, STARTS, STOPS, RATES, STEP, SUMS, ONWARD, OUT, SHARED, ALONE = range(33, 
 SOLVER, STATE, SECOND_STATE, MEAN, RULES = range(43, 48)
 PLAN_WORDS = 48
 
-LOSS, L1, L2, CLIP, FIRST, SECOND, THIRD, RULE_NUMBERS = range(8)  # the loss's number; the solver's three
+LOSS, L1, L2, CLIP, FIRST, SECOND, THIRD, FOURTH, RULE_NUMBERS = range(9)  # the loss's number; the solver's four
 
 TOTALS = 3  # after the updates: weight, loss and |error| of the rows
 
 # What is done with the updates: the solvers whose steps are compiled.
-NOTHING, GRADIENT_DESCENT, MOMENTUM, NESTEROV, ADAM = range(5)
+NOTHING, GRADIENT_DESCENT, MOMENTUM, NESTEROV, ADAM, ADAMW, RMSPROP = range(7)
 
 # The words of the control block that the threads of a run share, each on a cache line of its own. Blocks are numbered
 # through the whole run: those below LIMIT may be worked on, NEXT is the first that nobody took, DONE counts those
@@ -88,7 +90,7 @@ PATIENCE = 2000  # looks at a word before the processor is offered to others
 def read(k, plan, first, stop, a, stay, g):
     """The sums of rows first ... stop, to g. With ``stay``, the rows are those of the call before."""
     V, R, S = lane_count(k), word(plan, APART), word(plan, STRETCH)
-    order = word(plan, ORDER)
+    order, tile = word(plan, ORDER), tile_columns(k)
     for p in range(word(plan, COUNT) + TOTALS):
         set_real(g, p, 0.0)
     for start in range(first, stop, S):
@@ -115,14 +117,23 @@ def read(k, plan, first, stop, a, stay, g):
                     store(k, a, at + r, b)
                     store(k, a, at + R + r, c)
                     store(k, a, at + 2 * R + r, d)
-            for r in range(whole, end):  # past the rows, the last of them is repeated: no number is made up
+            elif column == 1 and columns >= tile:
+                whole = m // 8 * 8
+                for r in range(0, whole, 8):
+                    rows = eight(order, row, start + r)
+                    for d in range(0, columns, tile):
+                        c = min(d, columns - tile)  # the last tile may turn some columns again
+                        turn(k, x, rows, c, a, at + c * R + r, R)
+            # Past the rows, the last of them is repeated, and counts nothing: where nothing times it is nan, so is
+            # the sum without it.
+            for r in range(whole, end):
                 n = start + min(r, m - 1)
                 where = row * (word(order, n) if order else n)
                 for d in range(columns):
                     put(k, a, at + d * R + r, number(k, x, where + d * column))
             if field == ROW_WEIGHTS:
                 for r in range(m, end):
-                    put(k, a, at + r, rounded(k, -1.0))  # and counts nothing
+                    put(k, a, at + r, rounded(k, 0.0))
         call(word(plan, LEARN), (plan, a, end, g))
 
 
@@ -138,8 +149,8 @@ def learn(k, plan, a, end, g):
     for layer in range(last):
         I, O = word(sizes, layer), word(sizes, layer + 1)
         out, fours = x + I * R, O // 4 * 4
-        for o in range(0, fours, 4):
-            for r in range(0, end, V):
+        for r in range(0, end, V):
+            for o in range(0, fours, 4):
                 s = t = u = v = nothing
                 if bias:
                     q = p + I * O + o
@@ -156,8 +167,7 @@ def learn(k, plan, a, end, g):
                 store(k, a, q + R, t)
                 store(k, a, q + 2 * R, u)
                 store(k, a, q + 3 * R, v)
-        for o in range(fours, O):
-            for r in range(0, end, V):
+            for o in range(fours, O):
                 s = spread(k, number(k, w, p + I * O + o)) if bias else nothing
                 for i in range(I):
                     s = muladd(k, s, load(k, a, x + i * R + r), number(k, w, p + i * O + o))
@@ -210,8 +220,8 @@ def learn(k, plan, a, end, g):
             slope = word(word(plan, SLOPES), layer - 1)
             if slope:
                 call(slope, (plan, a, x, I, end))
-            for i in range(0, I // 4 * 4, 4):
-                for r in range(0, end, V):
+            for r in range(0, end, V):
+                for i in range(0, I // 4 * 4, 4):
                     s = t = u = v = nothing
                     for o in range(O):
                         d, q = load(k, a, delta + o * R + r), p + i * O + o
@@ -227,8 +237,7 @@ def learn(k, plan, a, end, g):
                     store(k, a, q + R, t)
                     store(k, a, q + 2 * R, u)
                     store(k, a, q + 3 * R, v)
-            for i in range(I // 4 * 4, I):
-                for r in range(0, end, V):
+                for i in range(I // 4 * 4, I):
                     s = nothing
                     for o in range(O):
                         s = muladd(k, s, load(k, a, delta + o * R + r), number(k, w, p + i * O + o))
@@ -258,6 +267,14 @@ def slopes(k, plan, a, at, units, end):
             store(k, a, r, through_slope(k, spread(k, 1.0), load(k, a, r)))
 
 
+def through_slopes(k, plan, a, at, errors, units, end):
+    """Errors times slopes, in place of the outputs of a layer."""
+    R = word(plan, APART)
+    for o in range(units):
+        for r in range(o * R, o * R + end, lane_count(k)):
+            store(k, a, at + r, through_slope(k, load(k, errors, r), load(k, a, at + r)))
+
+
 def softmax(k, plan, a, at, units, end):
     """Softmax over the units of each row, in place."""
     R = word(plan, APART)
@@ -281,7 +298,7 @@ def output(k, plan, a, x, end, g):
     weight = cost = miss = spread(k, 0.0)
     for r in range(0, end, V):
         c = load(k, a, x + 2 * O * R + r)
-        weight = add(k, weight, weight_of(k, c))
+        weight = add(k, weight, c)
         for o in range(O):
             l, y = load(k, a, x + o * R + r), load(k, a, x + (O + o) * R + r)
             cost = add(k, cost, cost_of(k, y, l, c, loss))
@@ -323,27 +340,36 @@ def settle(k, plan, now):
 
     s, t, solver = word(plan, STATE), word(plan, SECOND_STATE), word(plan, SOLVER)
     rate, first, second = real(word(plan, RATES), now), real(rules, FIRST), real(rules, SECOND)
-    steps = word(plan, STEP) + now + 1
-    if solver == ADAM:
+    third, decay, steps = real(rules, THIRD), 1.0, word(plan, STEP) + now + 1
+    if solver in (ADAM, ADAMW):
+        if solver == ADAMW:  # its epsilon is added to the corrected root
+            decay -= rate * real(rules, FOURTH)
+            third *= (1.0 - second**steps) ** 0.5
         rate = rate * (1.0 - second**steps) ** 0.5 / (1.0 - first**steps)
-    r, one, two, epsilon = rounded(k, rate), rounded(k, first), rounded(k, second), rounded(k, real(rules, THIRD))
-    rest, rest_two = rounded(k, 1.0 - first), rounded(k, 1.0 - second)
+    r, one, two, epsilon = rounded(k, rate), rounded(k, first), rounded(k, second), rounded(k, third)
+    kept, rest, rest_two = rounded(k, decay), rounded(k, 1.0 - first), rounded(k, 1.0 - second)
     for p in range(P):
         v = rounded(k, real(u, p) * scale)
         if solver == GRADIENT_DESCENT:
             change = r * v
-        elif solver == ADAM:
+        elif solver in (ADAM, ADAMW):
             mean = one * number(k, s, p) + rest * v
             square = two * number(k, t, p) + rest_two * (v * v)
             put(k, s, p, mean)
             put(k, t, p, square)
             change = r * (mean / (math.sqrt(square) + epsilon))
+        elif solver == RMSPROP:
+            square = one * number(k, s, p) + rest * (v * v)
+            change = two * number(k, t, p) + v / (math.sqrt(square) + epsilon)
+            put(k, s, p, square)
+            put(k, t, p, change)
+            change = r * change
         else:
             change = one * number(k, s, p) + r * v
             put(k, s, p, change)
             if solver == NESTEROV:
                 change = one * change + r * v
-        put(k, w, p, number(k, w, p) + change)
+        put(k, w, p, kept * number(k, w, p) + change)
 
 
 def drive(k, plan, helper, a):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import NativeValue, intrinsic, models, register_model, typeof_impl, unbox
 
 # a * b + c may be one instruction, and -0 may be 0; infinities and nan keep their meaning, sums their order.
@@ -290,6 +291,73 @@ def picked(typing, kind, address, index, step, first):
         )
 
     return lanes(kind, types.int64, types.int64, step, first), code
+
+
+@intrinsic
+def eight(typing, order, step, first):
+    """Where eight rows ``order[first:first + 8]``, or ``first:first + 8`` for order 0, begin: ``step`` apart."""
+
+    def code(context, builder, sig, args):
+        order, step, first = args
+        numbers = [builder.add(first, I64(j)) for j in range(8)]
+        with builder.if_else(builder.icmp_signed("!=", order, I64(0))) as (listed, straight):
+            with listed:
+                listed_block = builder.block
+                there = [builder.load(pointer(builder, order, n, I64)) for n in numbers]
+            with straight:
+                straight_block = builder.block
+        places = []
+        for n, other in zip(numbers, there):
+            place = builder.phi(I64)
+            place.add_incoming(other, listed_block)
+            place.add_incoming(n, straight_block)
+            places.append(place)
+        return cgutils.pack_array(builder, [builder.mul(place, step) for place in places])
+
+    return types.UniTuple(types.int64, 8)(types.int64, types.int64, types.int64), code
+
+
+@intrinsic
+def tile_columns(typing, kind):
+    """How many columns `turn` turns: as many numbers as fill 32 bytes."""
+    return types.int64(kind), lambda context, builder, sig, args: I64(32 // kind.kind.width)
+
+
+@intrinsic
+def turn(typing, kind, address, rows, column, a, at, apart):
+    """Turn a tile of an array that lies row by row: its columns go to ``a`` from ``at`` on, ``apart``.
+
+    ``rows`` is where the tile's eight rows begin, ``column`` the first of its columns.
+    """
+    vector = ir.VectorType(lanes_of(kind).vector.element, 32 // kind.kind.width)
+    places = range(vector.count)
+
+    def code(context, builder, sig, args):
+        def where(address, index):
+            return builder.bitcast(pointer(builder, address, index, vector.element), vector.as_pointer())
+
+        def shuffled(left, right, places):
+            return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, vector.count), places))
+
+        starts = (builder.add(builder.extract_value(args[2], j), args[3]) for j in range(8))
+        rows = [builder.load(where(args[1], start), align=kind.kind.width) for start in starts]
+        for first in range(0, 8, vector.count):
+            tile, size = rows[first : first + vector.count], 1
+            while size < vector.count:  # rows and columns change places, one bit of their numbers at a time
+                for i in places:
+                    if not i & size:
+                        pair = tile[i], tile[i + size]
+                        low = [vector.count + c - size if c & size else c for c in places]
+                        high = [vector.count + c if c & size else c + size for c in places]
+                        tile[i], tile[i + size] = shuffled(*pair, low), shuffled(*pair, high)
+                size *= 2
+            for column, value in enumerate(tile):
+                index = builder.add(args[5], builder.add(builder.mul(args[6], I64(column)), I64(first)))
+                builder.store(value, where(args[4], index), align=kind.kind.width)
+        return context.get_dummy_value()
+
+    offsets = types.UniTuple(types.int64, 8)
+    return types.void(kind, types.int64, offsets, types.int64, types.int64, types.int64, types.int64), code
 
 
 @intrinsic

@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
+import llvmlite.binding
 import numba
 import numpy as np
 
 from bpaccel.engines import Engine, Sums, fused, lanes, unrolled, vmath
-from bpaccel.solvers import Adam, GradientDescent, Momentum, Nesterov
+from bpaccel.solvers import Adam, AdamW, GradientDescent, Momentum, Nesterov, RMSprop
 
 # Rows of a block: the unit of the order of sums, and what a thread takes at once. Few enough that 10,000 rows occupy
 # two threads evenly, enough that a block takes some microseconds.
@@ -34,7 +35,11 @@ READ_BLOCKS = 64
 # activation and loss is then compiled for itself, so only the tutorial's kind is: one activation, squared_error. On 4
 # rows that is 1.5 times as fast, on many 1.1 times.
 UNROLLED_WEIGHTS = 32
-# So few rows in all are computed with few lanes.
+# Bytes that lanes fill, where a pass over the rows is a straight line of instructions, and where it is a loop over
+# units, four at a time: two registers then, for eight sums are what the sixteen of AVX2 can hold beside what they are
+# made of (28-32-1 in float32 took 1.6 times as long with four registers). So few rows in all take few lanes.
+LESSON_BYTES = 128
+LOOP_BYTES = 128 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 64
 FEW_ROWS = 8
 # Below this many multiplications a step, rows times weights, another thread gains little: two were 1.2 times as fast as
 # one at half of it, 1.6 times at it, 1.7 times at twice.
@@ -46,6 +51,8 @@ SOLVERS = {
     Momentum: (fused.MOMENTUM, ("momentum",)),
     Nesterov: (fused.NESTEROV, ("momentum",)),
     Adam: (fused.ADAM, ("beta_1", "beta_2", "epsilon")),
+    AdamW: (fused.ADAMW, ("beta_1", "beta_2", "epsilon", "weight_decay")),
+    RMSprop: (fused.RMSPROP, ("alpha", "momentum", "epsilon")),
 }
 
 log = logging.getLogger("bpaccel")
@@ -62,14 +69,14 @@ SOURCE = _fingerprint()
 
 
 @functools.cache
-def _kernel(function, numbers, *kind):
+def kernel(function, numbers, *kind):
     """A compiled kernel: it must be kept as long as its address is used."""
     return fused.kernel(function, dataclasses.replace(lanes.Kind(*kind), source=SOURCE), numbers)
 
 
 @functools.cache
 def _drive():
-    compiled = _kernel(fused.drive, 3, "float64", 1)
+    compiled = kernel(fused.drive, 3, "float64", 1)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 3)(compiled.address)
 
 
@@ -87,7 +94,7 @@ def _others():
 
 
 class Numba(Engine):
-    """One fused pass over the rows, compiled; gradient descent, momentum, Nesterov and Adam take their steps inside.
+    """One fused pass over the rows, compiled; the solvers of `SOLVERS` take their steps inside.
 
     Attributes
     ----------
@@ -174,26 +181,25 @@ class Numba(Engine):
         o, dtype, width = self.objective, self._dtype.name, self._dtype.itemsize
         sizes, names, loss = o.layer_sizes, [f.name for f in o.activations], o.loss.name.partition(":")[0]
         known = self._count <= UNROLLED_WEIGHTS and len(set(names)) == 1 and loss == "squared_error"
-        # A pass keeps busy one register a sum where it is written out, else two to four lanes' worth of them.
-        count = 64 // width if known else 8 if self.rows.n <= FEW_ROWS else 128 // width
+        count = 8 if self.rows.n <= FEW_ROWS else (LESSON_BYTES if known else LOOP_BYTES) // width
         tables = np.array(sizes, np.int64), np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
         _, functions, slopes = tables
         plan = np.zeros(fused.PLAN_WORDS, np.int64)
-        kept = [_kernel(fused.read, 6, dtype, count), _kernel(fused.settle, 2, dtype, 1)]
+        kept = [kernel(fused.read, 6, dtype, count), kernel(fused.settle, 2, dtype, 1)]
         plan[[fused.READ, fused.SETTLE]] = [k.address for k in kept]
         if known:
-            kept.append(_kernel(fused.learn_unrolled, 4, dtype, count, names[-1], loss, tuple(names), sizes, o.bias))
+            kept.append(kernel(fused.learn_unrolled, 4, dtype, count, names[-1], loss, tuple(names), sizes, o.bias))
             plan[fused.LEARN] = kept[-1].address
         else:
             for layer, name in enumerate(names):
                 if name != "identity":
                     function = fused.softmax if name == "softmax" else fused.activations
-                    kept.append(_kernel(function, 5, dtype, count, name))
+                    kept.append(kernel(function, 5, dtype, count, name))
                     functions[layer] = kept[-1].address
                     if layer < len(names) - 1:
-                        kept.append(_kernel(fused.slopes, 5, dtype, count, name))
+                        kept.append(kernel(fused.slopes, 5, dtype, count, name))
                         slopes[layer] = kept[-1].address
-            kept += _kernel(fused.output, 5, dtype, count, names[-1], loss), _kernel(fused.learn, 4, dtype, count)
+            kept += kernel(fused.output, 5, dtype, count, names[-1], loss), kernel(fused.learn, 4, dtype, count)
             plan[[fused.OUTPUT, fused.LEARN]] = [k.address for k in kept[-2:]]
         _drive()
         plan[[fused.SIZES, fused.ACTIVATE, fused.SLOPES]] = [table.ctypes.data for table in tables]
@@ -227,7 +233,7 @@ class _Job:
         for field, x in zip((fused.INPUTS, fused.TARGETS, fused.ROW_WEIGHTS), self.arrays):
             if x is not None:
                 steps = [step // x.itemsize for step in x.strides]
-                self.plan[field : field + 3] = _address(x), steps[0], steps[-1]
+                self.plan[field : field + 3] = address(x), steps[0], steps[-1]
         self.order = None if order is None else np.ascontiguousarray(order, np.int64)
         self.starts, self.stops = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(stops, np.int64)
         length = engine._count + fused.TOTALS
@@ -239,7 +245,7 @@ class _Job:
 
     def run(self, solver, state, rates, step, totals):
         e, o, plan = self.engine, self.engine.objective, self.plan
-        shared = _aligned(8 * fused.SHARED_WORDS)
+        shared = aligned(8 * fused.SHARED_WORDS)
         shared[:] = 0
         solver_code, names = SOLVERS.get(type(solver), (fused.NOTHING, ()))
         rules = np.zeros(fused.RULE_NUMBERS)
@@ -252,14 +258,14 @@ class _Job:
             (fused.SHARED, shared), (fused.RULES, rules), *zip((fused.STATE, fused.SECOND_STATE), state),
         )  # fmt: skip
         for place, array in arrays:
-            plan[place] = _address(array)
+            plan[place] = address(array)
         plan[[fused.STEPS, fused.STEP, fused.SLOTS]] = len(rates), step, self.slots
         plan[[fused.SOLVER, fused.ALONE, fused.ONWARD]] = solver_code, self.threads == 1, len(rates) == 1
 
         # A helper may come when the run is over, and still looks at the control block: its arguments hold the memory.
         def drive(helper, memory):
-            scratch = _aligned(e._units * e._apart * e._dtype.itemsize)
-            _drive()(None, _address(plan), helper, _address(scratch))
+            scratch = aligned(e._units * e._apart * e._dtype.itemsize)
+            _drive()(None, address(plan), helper, address(scratch))
 
         try:
             for _ in range(self.threads - 1):
@@ -278,14 +284,14 @@ def _copied(x):
     return np.array(x, x.dtype.newbyteorder("="), order="C")
 
 
-def _address(array):
+def address(array):
     return 0 if array is None else array.__array_interface__["data"][0]
 
 
-def _aligned(size, line=64):
+def aligned(size, line=64):
     """Memory that begins on a cache line: lanes that straddle two take longer."""
     memory = np.empty(size + line, np.uint8)
-    skip = -_address(memory) % line
+    skip = -address(memory) % line
     return memory[skip : skip + size]
 
 

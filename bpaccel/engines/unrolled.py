@@ -2,8 +2,9 @@
 
 Python's loops over units run while code is emitted, so that a pass over the rows is a straight line of instructions:
 the sums of the updates stay in registers, and so does what is between a layer's inputs and its outputs. There is a
-pass for each hidden layer, one for the output, error and all, and one for each hidden layer on the way back: short
-enough for the processor to work on several lanes' worth of rows at a time.
+pass for each layer on the way forward, and one on the way back. The ways are kept apart because they wait for
+different things: an activation is a long chain of operations, so that a pass forward takes many rows at a time; a
+pass back keeps sums, for which it needs the registers, and takes half as many.
 """
 
 from itertools import pairwise
@@ -29,16 +30,15 @@ def lesson(typing, kind, w, loss, a, end, R, g):
 
     def code(context, builder, sig, args):
         rows = _Rows(builder, lanes_of(kind).vector, spec.width, *args[1:])
-        number = rows.nothing.of(args[2])
 
         def forward(layer, inputs):
             """Outputs of lanes of inputs."""
             p, O = starts[layer][1], sizes[layer + 1]
             outputs = []
             for o in range(O):
-                z = rows.weights[p + len(inputs) * O + o] if bias else rows.nothing
+                z = rows.weight(p + len(inputs) * O + o) if bias else rows.nothing
                 for i, l in enumerate(inputs):
-                    z = z + l * rows.weights[p + i * O + o]
+                    z = z + l * rows.weight(p + i * O + o)
                 outputs.append(ACTIVATIONS[names[layer]][0](z))
             return _softmax(outputs) if names[layer] == "softmax" else outputs
 
@@ -51,7 +51,7 @@ def lesson(typing, kind, w, loss, a, end, R, g):
                 if layer > 0:
                     error = rows.nothing
                     for o, delta in enumerate(deltas):
-                        error = error + delta * rows.weights[p + i * O + o]
+                        error = error + delta * rows.weight(p + i * O + o)
                     rows.put(unit + i, error * ACTIVATIONS[names[layer - 1]][1](l))
             for o, delta in enumerate(deltas if bias else ()):
                 rows.add(p + len(inputs) * O + o, delta)
@@ -59,23 +59,22 @@ def lesson(typing, kind, w, loss, a, end, R, g):
         rows.load_weights(count)
         rows.mean_of = count + 2, sizes[-1]  # |error| is the mean over the outputs
         last = len(sizes) - 2
-        for layer in range(last):
+        for layer in range(last + 1):
             with rows.all():
                 for o, l in enumerate(forward(layer, rows.units(starts[layer][0], sizes[layer]))):
-                    rows.put(starts[layer + 1][0] + o, l)
+                    rows.put(starts[layer][0] + sizes[layer] + o, l)
 
         with rows.summing(starts[last][1], count + 3):
-            target = sum(sizes)
-            inputs = rows.units(starts[last][0], sizes[last])
+            output, target = sum(sizes[:-1]), sum(sizes)
             (weight,) = rows.units(target + sizes[-1], 1)
-            filling = weight.less(0.0)
-            rows.add(count, weight.at_least(0.0))
+            number = weight.of(args[2])
+            rows.add(count, weight)
             deltas = []
-            for l, y in zip(forward(last, inputs), rows.units(target, sizes[-1])):
-                rows.add(count + 1, rows.nothing.where(filling, loss_value(spec, y, l, number) * weight))
-                rows.add(count + 2, rows.nothing.where(filling, (y - l).abs() * weight))
-                deltas.append(rows.nothing.where(filling, output_delta(spec, y, l, number) * weight))
-            backward(last, inputs, deltas)
+            for l, y in zip(rows.units(output, sizes[-1]), rows.units(target, sizes[-1])):
+                rows.add(count + 1, loss_value(spec, y, l, number) * weight)
+                rows.add(count + 2, (y - l).abs() * weight)
+                deltas.append(output_delta(spec, y, l, number) * weight)
+            backward(last, rows.units(starts[last][0], sizes[last]), deltas)
 
         for layer in range(last - 1, -1, -1):
             with rows.summing(starts[layer][1], starts[layer + 1][1]):
@@ -90,21 +89,27 @@ class _Rows:
     """A stretch of rows while code is emitted: its passes, its units, and the sums that a pass keeps."""
 
     def __init__(self, builder, vector, width, w, loss, a, end, R, g):
-        self.builder, self.vector, self.width = builder, vector, width
+        self.builder, self.whole, self.width = builder, vector, width
         self.w, self.a, self.end, self.R, self.g = w, a, end, R, g
-        self.nothing = Value(builder, ir.Constant(vector, [0.0] * vector.count))
 
     def load_weights(self, count):
-        numbers = (self.builder.load(pointer(self.builder, self.w, I64(p), self.vector.element)) for p in range(count))
-        self.weights = [self.nothing.of(n) for n in numbers]
+        element = self.whole.element
+        self.weights = [self.builder.load(pointer(self.builder, self.w, I64(p), element)) for p in range(count)]
+
+    @property
+    def nothing(self):
+        return Value(self.builder, ir.Constant(self.vector, [0.0] * self.vector.count))
+
+    def weight(self, p):
+        return self.nothing.of(self.weights[p])
 
     def all(self):
         """A pass over the rows."""
-        return _Pass(self, 0, 0)
+        return _Pass(self, 0, 0, self.whole)
 
     def summing(self, first, stop):
         """A pass that adds its sums first ... stop to g when it is over."""
-        return _Pass(self, first, stop)
+        return _Pass(self, first, stop, ir.VectorType(self.whole.element, self.whole.count // 2))
 
     def _unit(self, at):
         index = self.builder.add(self.builder.mul(self.R, I64(at)), self.r)
@@ -126,11 +131,12 @@ class _Rows:
 
 
 class _Pass:
-    def __init__(self, rows, first, stop):
-        self.rows, self.places = rows, range(first, stop)
+    def __init__(self, rows, first, stop, vector):
+        self.rows, self.places, self.vector = rows, range(first, stop), vector
 
     def __enter__(self):
         rows = self.rows
+        rows.vector = self.vector
         rows.sums = {p: cgutils.alloca_once_value(rows.builder, rows.nothing.value) for p in self.places}
         for held in rows.sums.values():
             rows.builder.store(rows.nothing.value, held)

@@ -34,6 +34,16 @@ EXP = (
      0.00019841269892896022, 2.480159083648136e-05, 2.7557300619305976e-06, 2.75561565780971e-07,
      2.505503673548147e-08, 2.1062450189508322e-09, 1.5935515223038257e-10),
 )  # fmt: skip
+# e ** r = (E + r O) / (E - r O) for |r| <= ln 2, with E and O polynomials in r ** 2: so r O / E = tanh(r / 2), to 4e-8
+# and 1e-18.
+EVEN = (
+    (1.0, 0.0999134523805878383),
+    (1.0, 0.113630001148633353, 0.00126194466514775217, 1.49934741047595569e-6),
+)
+ODD = (
+    (0.499999983354394879, 0.00829069431523947223),
+    (0.499999999999999999, 0.0151483339076500869, 0.0000630556180456026578),
+)
 # (atanh(s) / s - 1) / s ** 2 in s ** 2 <= 1 / 9, to 2e-8 and 2e-16.
 ATANH = (
     (0.33333319425582886, 0.20003780722618103, 0.14118309319019318, 0.1342574954032898),
@@ -57,12 +67,23 @@ def _power(t):
     return t.from_bits(t.builder.shl(t.bits(), t.whole(fraction)))
 
 
-def _reduced(x):
-    """2 ** n and p, for e ** x = 2 ** n * (1 + p) * 2 ** n: in halves, no power of two leaves the normal numbers."""
+def _inverse(power):
+    """1 / power, of a power of two: the biased exponent, taken from twice the bias."""
+    twice = power.whole(254 << 23 if power.float32 else 2046 << 52)
+    return power.from_bits(power.builder.sub(twice, power.bits()))
+
+
+def _halved(x):
+    """2 ** n and r, for e ** x = 2 ** n * e ** r * 2 ** n: in halves, no power of two leaves the normal numbers."""
     t = x * LOG4_E + x.of(MAGIC)
     n = t - x.of(MAGIC)
-    r = (x - n * x.of(LN4_HIGH)) - n * x.of(LN4_LOW)
-    return _power(t), r * r * _polynomial(r, EXP) + r
+    return _power(t), (x - n * x.of(LN4_HIGH)) - n * x.of(LN4_LOW)
+
+
+def _reduced(x):
+    """2 ** n and p, for e ** x = 2 ** n * (1 + p) * 2 ** n."""
+    half, r = _halved(x)
+    return half, r * r * _polynomial(r, EXP) + r
 
 
 def exp(x):
@@ -117,9 +138,13 @@ def log1p_unit(u):
 
 
 def sigmoid(z):
-    e = exp_down(-z.abs())
+    # up / (up + down), where e ** z = up / down: the division that the sigmoid needs serves e ** r as well, and a
+    # quotient of two short polynomials is as near to it as one of twice their length. Nothing is told apart by sign.
+    half, r = _halved(z.at_least((-170.0, -1400.0)).at_most((170.0, 1400.0)))
+    even, odd = _polynomial(r * r, EVEN), r * _polynomial(r * r, ODD)
+    up = (even + odd) * half
     # A division, because it runs beside the multiplications: Newton's method in its place was measured slower.
-    return e.where(z.less(0.0), 1.0) / (e + 1.0)
+    return up / ((even - odd) * _inverse(half) + up)
 
 
 def tanh(z):
@@ -224,26 +249,20 @@ def through_slope(spec, error, l):
 
 @lane_function
 def delta_of(spec, y, l, w, d):
-    """An output's delta, weighted; rows of a weight below 0 only fill a block, and count nothing."""
-    return y.of(0.0).where(w.less(0.0), output_delta(spec, y, l, y.of(d)) * w)
+    """An output's delta, weighted."""
+    return output_delta(spec, y, l, y.of(d)) * w
 
 
 @lane_function
 def cost_of(spec, y, l, w, d):
     """An output's loss, weighted."""
-    return y.of(0.0).where(w.less(0.0), loss_value(spec, y, l, y.of(d)) * w)
+    return loss_value(spec, y, l, y.of(d)) * w
 
 
 @lane_function
 def miss_of(spec, y, l, w):
     """An output's |y - l|, weighted."""
-    return y.of(0.0).where(w.less(0.0), (y - l).abs() * w)
-
-
-@lane_function
-def weight_of(spec, w):
-    """What rows count."""
-    return w.at_least(0.0)
+    return (y - l).abs() * w
 
 
 @lane_function

@@ -1,0 +1,26 @@
+#!/bin/sh
+# The kernels under a sanitizer: sanitize.sh thread | address [python] [pytest arguments]
+# thread: races between CUDA threads and between CUDA blocks, missing barriers and fences. address: reads and writes
+# out of bounds, and undefined behaviour.
+set -eu
+kind=$1
+python=${2-python3}
+shift; [ $# -eq 0 ] || shift
+cd "$(dirname "$0")/../.."
+case $kind in
+thread)
+    export BPACCEL_SANITIZE=thread TSAN_OPTIONS="exitcode=66 report_signal_unsafe=0"
+    library=libtsan.so ;;
+address)
+    export BPACCEL_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1
+    library=libasan.so ;;
+*)
+    echo "usage: sanitize.sh thread|address [python] [pytest arguments]" >&2
+    exit 2 ;;
+esac
+# The sanitizer of a library that Python loads must be in the process from the start; and that of threads needs
+# addresses that are little randomised (setarch -R), with gcc 12.
+preload=$(g++ -print-file-name=$library)
+same=$(setarch -R true 2>/dev/null && echo "setarch -R" || true)
+[ $# -gt 0 ] || set -- -k "orders_of_threads or mini_batches or odd_addresses or however_late or float32-C or one_by_one"
+exec $same env LD_PRELOAD="$preload" "$python" -m pytest -q -x -n 0 -p no:cacheprovider tests/test_engines_cuda.py "$@"

@@ -1,0 +1,84 @@
+"""Our kernels as NVIDIA's compiler sees them, for the chips of several years: no GPU is needed, NVRTC is."""
+
+import re
+
+import pytest
+
+from bpaccel.engines import cuda, wide
+from bpaccel.testing import Case
+
+ARCHS = (75, 80, 90, 100, 120)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_wide_kernels_keep_their_numbers_in_registers(nvrtc, arch, dtype):
+    _, kernels = nvrtc.compile(wide.source(), wide.options(dtype), arch)
+    assert set(kernels) == {"activate", "descend", "softmax", "output", "add_totals"}
+    for name, kernel in kernels.items():
+        assert kernel.stack == kernel.spills == 0, f"{name}: {kernel}"
+        assert kernel.registers <= (128 if name == "softmax" else 64), f"{name}: {kernel}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_layers_and_deltas_move_16_bytes_at_a_time(nvdisasm, dtype, tmp_path):
+    binary, _ = nvdisasm.compile(wide.source(), wide.options(dtype), 90)
+    for name, loads in (("activate", 1), ("descend", 2)):
+        code = nvdisasm.instructions(binary, name, tmp_path)
+        assert sum("LDG.E.128" in line for line in code) >= loads, name
+        assert sum("STG.E.128" in line for line in code) >= 1, name
+
+
+def test_no_kernel_adds_floats_in_the_order_of_arrival(nvdisasm, tmp_path):
+    binary, kernels = nvdisasm.compile(wide.source(), wide.options("float32"), 90)
+    for name in kernels:
+        assert not [line for line in nvdisasm.instructions(binary, name, tmp_path) if re.match(r"(RED|ATOM)", line)]
+
+
+# Networks that the fused engine takes, near the most that a thread of it can hold, and near each other limit of its
+# rule; with every activation and every loss among them.
+FUSED = [
+    Case((3, 1), ("sigmoid",), "squared_error", "float32"),
+    Case((3, 4, 1), ("sigmoid", "sigmoid"), "squared_error", "float32"),
+    Case((2, 4, 1), ("tanh", "sigmoid"), "log_loss", "float32", bias=True, weighted=True),
+    Case((4, 4, 2), ("relu", "softmax"), "log_loss", "float32"),
+    Case((3, 3, 3, 2), ("elu", "tanh", "leaky_relu"), "huber:0.5", "float32", bias=True),
+    Case((4, 4, 4), ("softplus", "exp"), "poisson", "float32"),
+    Case((3, 16, 1), ("sigmoid", "identity"), "quantile:0.9", "float32"),
+    Case((3, 1), ("sigmoid",), "absolute_error", "float64", bias=True),
+    Case((3, 4, 1), ("sigmoid", "sigmoid"), "squared_error", "float64"),
+    Case((3, 8, 1), ("sigmoid", "sigmoid"), "squared_error", "float64"),
+]
+
+
+def fused(compiler, case, arch, vector=True):
+    """The machine code of a network's kernel, the compiler's report, and the CUDA blocks that are to fit at once."""
+    how = {"weighted": case.weighted, "vector": vector, "chip": arch}
+    options = cuda.Cuda.macros(case.objective(), case.dtype, **how)
+    binary, kernels = compiler.compile(cuda.SOURCE.read_text(), options, arch)
+    assert set(kernels) == {"train"}
+    return binary, kernels["train"], cuda.Cuda.min_blocks(case.objective(), case.dtype, **how)
+
+
+@pytest.mark.parametrize("case", FUSED, ids=str)
+@pytest.mark.parametrize("arch", [75, 90, 120])
+def test_a_fused_network_keeps_its_numbers_in_registers(nvrtc, arch, case):
+    _, kernel, blocks = fused(nvrtc, case, arch)
+    assert kernel.stack == kernel.spills == 0, kernel
+    assert kernel.registers * cuda.Cuda.threads_of_a_block * blocks <= 2**16, kernel
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_rows_that_are_not_packed_spill_nothing_either(nvrtc, arch):
+    for case in FUSED[1], FUSED[8]:
+        _, kernel, _ = fused(nvrtc, case, arch, vector=False)
+        assert kernel.stack == kernel.spills == 0, f"{case}: {kernel}"
+
+
+def test_the_tutorials_network_reads_its_rows_16_bytes_at_a_time(nvdisasm, tmp_path):
+    """Four rows of 3 inputs and 1 target are 4 loads, and no number on their way goes through memory."""
+    binary, _, _ = fused(nvdisasm, FUSED[1], 90)
+    code = nvdisasm.instructions(binary, "train", tmp_path)
+    assert sum(line.startswith("LDG.E.128") for line in code) == 4
+    assert not [line for line in code if re.match(r"(LDL|STL)", line)]
+    assert not [line for line in code if re.match(r"(RED|ATOM)", line) and re.search(r"F(16|32|64)", line)]

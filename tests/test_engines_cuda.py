@@ -1,0 +1,315 @@
+"""The fused CUDA engine, with its own kernel and its own launch code, on the CPU: see tests/cuda.
+
+Only rows are cut smaller than on a GPU, so that few of them fill many blocks; one test takes the real sizes.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bpaccel as bp
+from bpaccel import solvers, testing
+from bpaccel.backends import backend as backend_of_name
+from bpaccel.data import Rows
+from bpaccel.engines import Batches, choose, cuda
+from bpaccel.engines.cuda import Cuda
+
+NUMPY = backend_of_name("numpy")
+TUTORIAL = testing.Case((3, 4, 1), ("sigmoid", "sigmoid"), "squared_error", "float32")
+
+
+class OnHost(Cuda):
+    """The engine on the CPU: a share is 256 rows, a block 1024."""
+
+    threads_of_a_block, sweeps, shares = 64, 1, 4
+
+    @classmethod
+    def library(cls):
+        import host_cuda
+
+        return host_cuda
+
+    @classmethod
+    def min_blocks(cls, objective, dtype, **form):
+        """One on each of the `processors` that a test gives it."""
+        return min(1, super().min_blocks(objective, dtype, **form) or 0) or None
+
+    @classmethod
+    def trouble(cls):
+        return None
+
+    @classmethod
+    def reaches(cls, backend):
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _host(host_cuda, monkeypatch):
+    monkeypatch.setattr(host_cuda.RawModule, "seed", 0)
+    if source := os.environ.get("BPACCEL_KERNEL"):  # another kernel: see tests/cuda/mutants.py
+        monkeypatch.setattr(cuda, "SOURCE", Path(source))
+
+
+def bytes_of(arrays):
+    return b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
+
+
+def trained(case, *, kind=OnHost, rows=None, batches=None, solver="adam", steps=3, way=None):
+    """The bytes of weights, state and totals after some steps; ``way`` sets what the GPU can do."""
+    weights, *arrays = case.arrays()
+    rows = rows or Rows(*arrays, backend=NUMPY, dtype=case.dtype)
+    engine = kind(case.objective(reduction="mean", l2=0.01), rows)
+    for name, value in (way or {}).items():
+        setattr(engine, name, value)
+    solver = solvers.get(solver)
+    batches = batches or Batches(None, [0] * steps, [rows.n] * steps)
+    rates = [0.5 / (j + 1) for j in range(len(batches.starts))]
+    weights, state, totals = engine.run(weights, solver, solver.start(weights), batches, rates, 4)
+    engine.close()
+    return bytes_of([*weights, *(W for group in state for W in group), totals])
+
+
+# --- right ---
+
+
+@pytest.mark.parametrize("number", range(22))
+def test_it_passes_the_conformance_suite(number):
+    """A part of it, of all activations and losses: each case is compiled for itself."""
+    fits = [case for case in testing.cases(block_rows=1024) if not testing._refused(OnHost, case, NUMPY)]
+    testing.check_case(OnHost, fits[37 * number % len(fits)])
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "strided"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_any_number_of_rows_in_any_layout_is_right(dtype, layout):
+    for n in (1, 2, 3, 4, 5, 31, 32, 33, 63, 64, 65, 255, 256, 257, 511, 512, 1023, 1024, 1025, 1281, 5000):
+        testing.check_case(OnHost, replace(TUTORIAL, n=n, layout=layout, dtype=dtype, weighted=True, bias=True))
+
+
+@pytest.mark.parametrize("solver", sorted(solvers.SOLVERS))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_run_is_its_steps_one_by_one(solver, dtype):
+    testing.check_run(OnHost, solvers.get(solver), dtype)
+
+
+def test_the_real_sizes_are_right_and_give_the_same_bits():
+    case = replace(TUTORIAL, n=Cuda.shares * Cuda.share_rows() + Cuda.share_rows() + 77)
+
+    class Real(OnHost):
+        threads_of_a_block, sweeps, shares = Cuda.threads_of_a_block, Cuda.sweeps, Cuda.shares
+
+    testing.check_case(Real, case)
+    ways = ({"cooperative": False}, {"processors": 5})
+    assert len({trained(case, kind=Real, steps=2, way=way) for way in ways}) == 1
+
+
+def test_the_tutorial_is_learnt_in_one_launch():
+    X = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]], np.float64)
+    y = np.array([0.0, 1, 1, 0])
+    nets = [bp.Network([3, 4, 1], seed=1) for _ in range(2)]
+    for net, engine in zip(nets, ("array", OnHost)):
+        net.train(X, y, steps=2000, learning_rate=4.0, engine=engine)
+    np.testing.assert_allclose(nets[1].predict(X), nets[0].predict(X), rtol=1e-9)
+
+
+def test_a_row_that_is_nan_is_seen():
+    for n in (5, 300, 1100):
+        for activation in ("sigmoid", "tanh", "relu", "softplus"):
+            case = replace(TUTORIAL, n=n, activations=(activation, activation))
+            weights, X, y, _ = case.arrays()
+            X[n - 1, 0] = np.nan
+            rows = Rows(X, y, backend=NUMPY, dtype="float32")
+            sums = OnHost(case.objective(), rows).sums(weights, None, 0, n)
+            assert np.isnan(sums.totals[1:]).all()
+
+
+def test_infinite_weights_saturate_as_in_the_core():
+    X, y = np.ones((5, 3), np.float32), np.ones((5, 1), np.float32)
+    objective = replace(TUTORIAL, layer_sizes=(3, 1), activations=("sigmoid",)).objective()
+    engine = OnHost(objective, Rows(X, y, backend=NUMPY, dtype="float32"))
+    weights = [np.array([[np.inf], [1.0], [1.0]], np.float32)]
+    np.testing.assert_array_equal(engine.sums(weights, None, 0, 5).totals, [5, 0, 0])
+
+
+# --- the same bits ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_same_bits_in_chunks_cuts_and_several_callers(dtype, monkeypatch):
+    monkeypatch.setattr(cuda, "BUFFER_BYTES", 1)  # a block at a time
+    testing.check_same_bits(OnHost, dtype, repeats=1)
+
+
+WAYS = [
+    {"processors": 1},  # all steps in one CUDA block
+    {"processors": 2},  # cooperative, with shares left over for some
+    {"processors": 64},  # and with CUDA blocks left over
+    {"cooperative": False},  # a launch a step
+    {"cooperative": False, "processors": 3},
+]
+
+
+@pytest.mark.parametrize("n", [200, 257, 1024, 2500])
+def test_all_ways_and_orders_of_threads_give_the_same_bits(host_cuda, n):
+    case, found = replace(TUTORIAL, n=n, weighted=True), set()
+    for way in WAYS:
+        for seed in range(3):
+            host_cuda.RawModule.seed = seed
+            found.add(trained(case, way=way))
+    assert len(found) == 1
+
+
+def test_mini_batches_of_any_order_give_the_same_bits_in_all_ways():
+    case = replace(TUTORIAL, n=3000, weighted=True)
+    order = np.random.default_rng(0).permutation(3000)
+    for batches in (
+        Batches(order, [0, 7, 2000], [1300, 1200, 3000]),
+        Batches(None, [0, 8, 2000], [1300, 1200, 3000]),
+        Batches(None, [0, 7, 2000], [1300, 12, 3000]),
+    ):
+        assert len({trained(case, batches=batches, way=way) for way in WAYS}) == 1
+
+
+def test_blocks_that_have_no_share_of_the_last_steps_end_all_the_same():
+    """They may not have looked yet when the last step is announced, which must not hide that theirs was."""
+    case, batches = replace(TUTORIAL, n=1300, weighted=True), Batches(None, [0, 0, 0], [1300, 1300, 12])
+    for _ in range(5):  # how late they look is the machine's choice
+        assert len({trained(case, batches=batches, way=way) for way in WAYS}) == 1
+
+
+def test_rows_at_odd_addresses_give_the_same_bits_as_packed_ones():
+    case = replace(TUTORIAL, n=1500)
+    _, X, y, _ = case.arrays()
+    memory = np.zeros(X.size + 1, np.float32)
+    memory[1:] = X.ravel()
+    shifted = memory[1:].reshape(X.shape)
+    kept = {trained(case, rows=Rows(x, y, backend=NUMPY, dtype="float32"))
+            for x in (X, shifted, np.asfortranarray(X), X[::-1][::-1], np.repeat(X, 2, axis=1)[:, ::2])}  # fmt: skip
+    assert len(kept) == 1
+
+
+# --- rows on the host ---
+
+
+def streamed(case, **kwargs):
+    rows = testing.ChunkedRows(*case.arrays()[1:], backend=NUMPY, dtype=case.dtype)
+    return trained(case, rows=rows, **kwargs)
+
+
+@pytest.mark.parametrize("n", [5, 1024, 5000])
+def test_rows_from_the_host_give_the_same_bits_however_late_streams_work(host_cuda, monkeypatch, n):
+    monkeypatch.setattr(cuda, "BUFFER_BYTES", 1)
+    case = replace(TUTORIAL, n=n, weighted=True)
+    order = np.random.default_rng(0).permutation(n)
+
+    class Late(OnHost):
+        """Whose kernels, too, run as late as they may: at the end of the run."""
+
+        def run(self, *args):
+            with host_cuda.cuda.Stream(non_blocking=True) as stream:
+                result = super().run(*args)
+                assert np.isnan(result[2][-1]).all()
+                stream.synchronize()
+            return result
+
+    for batches in (None, Batches(order, [0, n // 3], [n, n])):
+        want = trained(case, batches=batches)
+        assert streamed(case, batches=batches) == want
+        assert streamed(case, batches=batches, kind=Late) == want
+
+
+def test_a_memory_map_of_another_dtype_is_converted_on_its_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda, "BUFFER_BYTES", 1)
+    X = np.lib.format.open_memmap(tmp_path / "X.npy", mode="w+", dtype=np.int16, shape=(3000, 3))
+    X[:] = np.random.default_rng(0).integers(-2, 3, X.shape)
+    y = np.random.default_rng(1).random((3000, 1))
+    rows = [Rows(x, y, backend=NUMPY, dtype="float32") for x in (X, np.array(X))]
+    assert rows[0].arrays is None
+    assert len({trained(replace(TUTORIAL, n=3000), rows=r) for r in rows}) == 1
+
+
+# --- the contract ---
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"], indirect=True)
+def test_arrays_of_other_libraries_enter_without_a_copy_and_results_go_back(backend):
+    place = backend_of_name(backend)
+    case = replace(TUTORIAL, n=700, weighted=True)
+    weights, *arrays = case.arrays()
+    rows = Rows(*arrays, backend=place, dtype="float32")
+    engine = OnHost(case.objective(), rows)
+    pointers = [np.from_dlpack(x).ctypes.data for x in rows.arrays]
+    assert [x.data.ptr for x in engine._arrays] == pointers
+    weights = [place.asarray(W, "float32") for W in weights]
+    solver = solvers.get("momentum")
+    batches = Batches(None, [0] * 2, [700] * 2)
+    got = engine.run(weights, solver, solver.start(weights), batches, [0.5] * 2, 0)
+    assert all(place.library.owns(x) for x in [*got[0], *got[1][0], got[2], *engine.sums(weights, None, 0, 700)[0]])
+    plain = OnHost(case.objective(), Rows(*arrays, backend=NUMPY, dtype="float32"))
+    weights = case.arrays()[0]
+    want = plain.run(weights, solver, solver.start(weights), batches, [0.5] * 2, 0)
+    assert bytes_of(map(place.to_numpy, [*got[0], got[2]])) == bytes_of([*want[0], want[2]])
+
+
+def test_nothing_is_changed_in_place():
+    weights, X, y, w = replace(TUTORIAL, n=300, weighted=True).arrays()
+    solver = solvers.get("adam")
+    state = solver.start(weights)
+    before = bytes_of([*weights, X, y, w, *state[0], *state[1]])
+    engine = OnHost(TUTORIAL.objective(), Rows(X, y, w, backend=NUMPY, dtype="float32"))
+    engine.run(weights, solver, state, Batches(None, [0], [300]), [0.5], 0)
+    assert bytes_of([*weights, X, y, w, *state[0], *state[1]]) == before
+
+
+def test_a_solver_of_ones_own_is_called_step_by_step():
+    class Halved(solvers.GradientDescent):
+        def step(self, weights, updates, state, rate, t):
+            return super().step(weights, updates, state, rate / 2, t)
+
+    weights, X, y, _ = replace(TUTORIAL, n=50).arrays()
+    engine = OnHost(TUTORIAL.objective(), Rows(X, y, backend=NUMPY, dtype="float32"))
+    batches = Batches(None, [0], [50])
+    halved, plain = (engine.run(weights, solver, (), batches, [rate], 0)[0]
+                     for solver, rate in ((Halved(), 0.2), (solvers.GradientDescent(), 0.1)))  # fmt: skip
+    np.testing.assert_allclose(halved[0], plain[0], rtol=1e-6)
+
+
+def test_it_refuses_in_words_what_it_cannot_do():
+    net = bp.Network([3, 4, 1], seed=1)
+    with pytest.raises(ValueError, match="engine 'cuda' cannot do this: it computes on a CUDA device, and the rows are "
+                                         "on numpy. Use backend='cupy'"):  # fmt: skip
+        net.train([[0, 0, 1]], [1], steps=1, engine="cuda")
+    own = bp.Network([3, 1], loss=(lambda y, l: (y - l) ** 2, lambda y, l: 2 * (l - y)))
+    with pytest.raises(ValueError, match="activations or losses of your own. Use engine='blocked'"):
+        own.train([[0, 0, 1]], [1], steps=1, engine=OnHost)
+    with pytest.raises(
+        ValueError, match="keep 670 registers' worth .* in float32, and can keep 195. Use engine='auto'"
+    ):
+        bp.Network([10, 30], dtype="float32").train(np.ones((4, 10)), np.ones((4, 30)), steps=1, engine=OnHost)
+
+
+def test_auto_takes_it_where_it_can_work(host_cuda, monkeypatch):
+    def chosen(sizes):
+        case = replace(TUTORIAL, layer_sizes=sizes, n=5)
+        rows = Rows(*case.arrays()[1:], backend=NUMPY, dtype="float32")
+        return choose("auto", case.objective(), rows, None, batch_rows=5, steps=1)
+
+    assert chosen((3, 4, 1))[0].name == "array"
+    for name in ("library", "trouble", "reaches"):
+        monkeypatch.setattr(Cuda, name, getattr(OnHost, name))
+    engine, reason = chosen((3, 4, 1))
+    assert engine.name == "cuda"
+    assert "each row is read once" in reason
+    assert chosen((30, 40, 1))[0].name == "array"
+
+
+def test_the_kernel_is_part_of_the_package(tmp_path):
+    builder = pytest.importorskip("hatchling.builders.wheel")
+    import zipfile
+
+    root = Path(bp.__file__).parents[1]
+    (wheel,) = builder.WheelBuilder(str(root)).build(directory=str(tmp_path), versions=["standard"])
+    assert "bpaccel/engines/mlp.cu" in zipfile.ZipFile(wheel).namelist()

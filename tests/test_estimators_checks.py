@@ -1,0 +1,22 @@
+"""scikit-learn's own checks of estimators, all of them; those of array libraries run where SCIPY_ARRAY_API=1 is set."""
+
+import pytest
+
+pytest.importorskip("sklearn")
+
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from bpaccel import MLPClassifier, MLPRegressor
+from bpaccel.backends import why_not
+
+# The checks themselves warn: that nothing converged in so few epochs, that a check was skipped.
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning",
+                                        "ignore::sklearn.exceptions.SkipTestWarning")  # fmt: skip
+
+
+@parametrize_with_checks([MLPClassifier(max_iter=100), MLPRegressor(max_iter=100)])
+def test_scikit_learns_checks(estimator, check):
+    wanted = check.keywords.get("array_namespace")
+    if wanted == "cupy" and why_not("cupy"):
+        pytest.skip(why_not("cupy"))  # installed without a GPU, it fails before anything of ours is called
+    check(estimator)
