@@ -38,7 +38,7 @@ class History:
     rate : list of float
         The learning rate of the step.
     seconds : list of float
-        Since training began.
+        Since training began; rows that an engine computed in one call share its time evenly.
     engine, reason : str
         Which engine ran, and why it was chosen.
     stopped : {"steps", "callback", "interrupted", "converged", "diverged"}

@@ -1,7 +1,8 @@
 """Training: the loop over steps, and its second form, L-BFGS.
 
-The loop asks an engine to `run` some steps, looks at their totals, and goes on. It cuts at the rows of the history,
-at epochs, and about every second (Ctrl-C is seen there); no cut changes a bit of the result.
+The loop asks an engine to `run` some steps, looks at their totals, and goes on. It cuts about every half second (Ctrl-C
+is seen there), at epochs of a new order, and at the rows of the history where callbacks wait for them; no cut changes a
+bit of the result.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ from bpaccel.backends import namespace
 from bpaccel.checks import positive
 from bpaccel.history import Progress, State
 
-SLICE_SECONDS = 0.5  # how long the loop leaves an engine alone
+# How long the loop leaves an engine alone, and for how many steps: their totals are kept until then.
+SLICE_SECONDS, SLICE_STEPS = 0.5, 2**16
 
 
 class DivergenceError(ArithmeticError):
@@ -40,7 +42,7 @@ class DivergenceError(ArithmeticError):
 
 @dataclass(frozen=True)
 class _Cut:
-    """Where the engine was sent off, for a replay."""
+    """Where the engine was sent off, so that it can be again."""
 
     step: int
     weights: list
@@ -84,16 +86,17 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
     """
     began = time.perf_counter() - (history.seconds[-1] if history.seconds else 0.0)
     limit, order, epoch = 1, None, None
+    record = _Record(history, engine.objective, plan, step, stop, every, first_row)
     cuts: list[_Cut] = []
-    seen: list = []
     done = (step, weights, arrays)  # set as one, so that Ctrl-C never finds a part of a step
     try:
         while step < stop:
             if plan.epoch(step) != epoch:
                 epoch = plan.epoch(step)
                 order = plan.order(epoch)
-            row = min(step + (first_row - step) % every, stop - 1)  # the next row of the history
-            end = min(row + 1, step + limit)
+            end = min(step + limit, stop)
+            if callbacks:
+                end = min(end, record.row + 1)
             if plan.shuffled:
                 end = min(end, plan.end_of_epoch(step))
             cuts = [*cuts[-1:], _Cut(step, weights, arrays, rate)]
@@ -102,18 +105,16 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
                 weights, solver, arrays, plan.batches(step, end, order), [rate] * (end - step), step
             )
             totals = engine.rows.backend.to_numpy(totals)
-            spent = time.perf_counter() - sent
-            limit = max(1, min(8 * limit, int(SLICE_SECONDS * (end - step) / max(spent, 1e-9))))
+            ended = time.perf_counter()
+            enough = int(SLICE_SECONDS * (end - step) / max(ended - sent, 1e-9))
+            limit = max(1, min(8 * limit, enough, SLICE_STEPS))
             if not (np.all(np.isfinite(totals)) and _finite(weights)):
                 raise _diverged(network, engine, solver, plan, cuts, end, history)
+            since = record.add(totals, rate, sent - began, ended - began)
             step, done = end, (end, weights, arrays)
             network.weights = weights
-            seen = [totals] if plan.batch_size == plan.n else [*seen, totals]
-            if step == row + 1:
-                since, seen = np.concatenate(seen), []
-                loss, error = _row(engine.objective, since, plan)
-                history.append(row, plan.epoch(row), loss, error, rate, time.perf_counter() - began)
-                progress = Progress(network, history, row, rate, since)
+            if callbacks and since is not None:
+                progress = Progress(network, history, history.step[-1], rate, since)
                 if _asked_to_stop(callbacks, progress):
                     history.stopped = "callback"
                     break
@@ -125,6 +126,47 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
     step, network.weights, arrays = done
     history.state = State(step, solver, arrays, plan, _shape(engine.objective))
     _finish(callbacks, network, history)
+
+
+class _Record:
+    """The rows of a history, made of the totals of steps as they come.
+
+    Attributes
+    ----------
+    row : int
+        The step of the next row.
+    """
+
+    def __init__(self, history, objective, plan, step, stop, every, first_row):
+        self.history, self.objective, self.plan = history, objective, plan
+        self.step, self.stop, self.every = step, stop, every
+        self.row = min(step + (first_row - step) % every, stop - 1)
+        self._since = np.empty((0, 4))  # totals that are not in a row yet
+
+    def add(self, totals, rate, began, ended):
+        """Take the totals (k, 4) of the next k steps, which took from ``began`` to ``ended``, in seconds.
+
+        Returns the totals that are in the last of the rows that they complete, or None if they complete none.
+        """
+        first, end = self.step, self.step + len(totals)
+        self.step = end
+        rows = np.arange(self.row, end, self.every)
+        if end == self.stop and rows[-1:] != end - 1:
+            rows = np.append(rows, end - 1)
+        since = np.concatenate([self._since, totals])
+        stops = rows + 1 - end + len(since)
+        if self.plan.batch_size == self.plan.n:  # a row is its step's
+            self._since, starts = since[:0], stops - 1
+        else:  # or the mean of all steps since the row before
+            self._since, starts = since[stops[-1] if len(rows) else 0 :], np.append(0, stops[:-1])
+        if not len(rows):
+            return None
+        self.row = min(int(rows[-1]) + self.every, self.stop - 1)
+        seconds = began + (ended - began) * (rows + 1 - first) / (end - first)
+        means = [_mean(self.objective, since[a:b]) for a, b in zip(starts, stops)]
+        for row, (loss, error), second in zip(rows.tolist(), means, seconds.tolist()):
+            self.history.append(row, self.plan.epoch(row), loss, error, rate, second)
+        return since[starts[-1] : stops[-1]]
 
 
 def _shape(objective):
@@ -142,10 +184,10 @@ def _finish(callbacks, network, history):
             callback.finish(network, history)
 
 
-def _row(objective, totals, plan):
-    """Loss and error of a row: the last step's, or with mini-batches the weighted mean since the row before."""
-    if plan.batch_size == plan.n:
-        totals = totals[-1:]
+def _mean(objective, totals):
+    """Loss and error over some steps: the weighted means of the totals (k, 4)."""
+    if len(totals) == 1 and totals[0, 0] > 0:
+        return float(objective.value(totals[0])), float(totals[0, 2] / totals[0, 0])
     weight = totals[:, 0]
     if not weight.sum() > 0:  # batches may weigh nothing, if the sample weights of all of their rows are 0
         return math.nan, math.nan
@@ -159,32 +201,42 @@ def _finite(weights):
 
 
 def _diverged(network, engine, solver, plan, cuts, end, history):
-    """Replay the last two cuts step by step, to name the step; keep the last weights with a finite loss."""
+    """Find the step by halves of what was sent off last; keep the last weights whose loss was finite."""
     history.stopped = "diverged"
-    kept, order, epoch = cuts[0].weights, None, None
-    for cut, until in zip(cuts, [*(later.step for later in cuts[1:]), end], strict=True):
-        weights, arrays, step = cut.weights, cut.arrays, cut.step
-        while step < until:
-            if plan.epoch(step) != epoch:
-                epoch = plan.epoch(step)
-                order = plan.order(epoch)
-            batch = plan.batches(step, step + 1, order)
-            new, arrays, totals = engine.run(weights, solver, arrays, batch, [cut.rate], step)
-            totals = engine.rows.backend.to_numpy(totals)
-            if np.all(np.isfinite(totals)):
-                kept = weights
-            if not (np.all(np.isfinite(totals)) and _finite(new)):
-                network.weights = kept
-                loss = float(engine.objective.value(totals)[0])
-                what = f"the loss became {loss}" if not math.isfinite(loss) else "the weights became infinite or nan"
-                remedy = f"Use a smaller learning_rate (it is {cut.rate:g}), or standardise X."
-                if step == 0 and not math.isfinite(loss):
-                    remedy = "X or y hold nan, infinite or very large values: clean or standardise them."
-                message = f"{what} at step {step}; the weights of the last finite step are kept. {remedy}"
-                return DivergenceError(message, step, history)
-            weights, step = new, step + 1
-    message = "the loss became nan or infinite, but not when the steps were taken again, one by one."
-    return DivergenceError(message, cuts[-1].step, history)
+
+    def sent_off(cut, stop):
+        """From a cut to before a step ``stop``: what a cut there would be, and the totals."""
+        order = plan.order(plan.epoch(cut.step))
+        batches = plan.batches(cut.step, stop, order)
+        rates = [cut.rate] * (stop - cut.step)
+        weights, arrays, totals = engine.run(cut.weights, solver, cut.arrays, batches, rates, cut.step)
+        return _Cut(stop, weights, arrays, cut.rate), engine.rows.backend.to_numpy(totals)
+
+    before, here = cuts[0], cuts[-1]
+    while here.step < end - 1:
+        middle = (here.step + end) // 2
+        there, totals = sent_off(here, middle)
+        if np.all(np.isfinite(totals)) and _finite(there.weights):
+            before, here = here, there
+        else:
+            end = middle
+    there, totals = sent_off(here, end)
+    loss = float(engine.objective.value(totals)[0])
+    if not np.all(np.isfinite(totals)):
+        what, kept = f"the loss became {loss}", before.weights
+        if before.step < here.step - 1:
+            kept = sent_off(before, here.step - 1)[0].weights
+    elif not _finite(there.weights):
+        what, kept = "the weights became infinite or nan", here.weights
+    else:
+        message = "the loss became nan or infinite, but not when the steps were taken again."
+        return DivergenceError(message, here.step, history)
+    network.weights = kept
+    remedy = f"Use a smaller learning_rate (it is {here.rate:g}), or standardise X."
+    if here.step == 0 and not math.isfinite(loss):
+        remedy = "X or y hold nan, infinite or very large values: clean or standardise them."
+    message = f"{what} at step {here.step}; the weights of the last finite step are kept. {remedy}"
+    return DivergenceError(message, here.step, history)
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
