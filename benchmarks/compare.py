@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # read when JAX is imported
@@ -25,6 +27,7 @@ import floor
 import numpy as np
 from peers import PEERS, WrongPeer, check
 
+import bpaccel as bp
 from bpaccel import bench
 from bpaccel.bench import machine
 from bpaccel.bench.workloads import workload
@@ -46,6 +49,8 @@ MEMORY_ROWS = (1_000, 100_000, 1_000_000, 4_000_000, 16_000_000)
 GROWTH_ROWS = tuple(10**k for k in range(3, 9))
 SETTLE_SECONDS = 0.03  # idle OpenBLAS threads spin for some tens of milliseconds: torch took up to half as long again
 SAMPLES, LEAST, LONG_SECONDS = 9, 3, 6.0  # samples of each; at least so many where a cell takes longer
+TUTORIAL_STEPS, TUTORIAL_ERROR = 60_000, 0.00318  # of the article's second network, and the mean |error| it ends with
+PATIENCE_SECONDS = 10.0  # a peer that needs more for them is left out
 
 
 def times(names, layer_sizes, rows, dtype):
@@ -64,8 +69,7 @@ def times(names, layer_sizes, rows, dtype):
             check(training)
             timers[name] = bench.Timer(training)
         except Exception as error:  # other people's libraries fail in many ways: the others are timed all the same
-            sentence = str(error).strip().partition("\n")[0]
-            result |= {"refused": sentence or type(error).__name__, "wrong": isinstance(error, WrongPeer)}
+            result |= {"refused": _sentence(error), "wrong": isinstance(error, WrongPeer)}
     taken: dict = {name: [] for name in timers}
     while taken and len(min(taken.values(), key=len)) < SAMPLES:
         for name, timer in timers.items():
@@ -82,6 +86,10 @@ def times(names, layer_sizes, rows, dtype):
     return results
 
 
+def _sentence(error):
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def _settle(timer):
     """Take steps that are not timed, until the threads of who came before no longer wait for work at full speed."""
     began = time.perf_counter()
@@ -91,6 +99,65 @@ def _settle(timer):
             break
     if timer.steps == bench.STEPS:
         timer.training.restart()
+
+
+def tutorial(names, dtype):
+    """Seconds a step of the tutorial's whole training, 60,000 steps on 4 rows, in turns: a list of dicts."""
+    work, results, taken = replace(workload(XOR), rate=4.0), [], {}
+    X, y = work.rows(4, dtype)
+    for name in names:
+        kind = PEERS[name]
+        if kind.differs or (name.startswith("bpaccel") and name != "bpaccel numba"):
+            continue
+        reason = kind.refuses(XOR, dtype)
+        if reason is None:
+            try:
+                run = partial(_ours, work, X, y) if name == "bpaccel numba" else partial(_theirs, kind(work, X, y))
+                reason = _too_slow_or_wrong(work, run)
+            except Exception as error:  # as in `times`
+                reason = _sentence(error)
+        results.append({"peer": name, "dtype": dtype, "steps": TUTORIAL_STEPS, "refused": reason})
+        if reason is None:
+            taken[run] = results[-1].setdefault("seconds", [])
+    for _ in range(SAMPLES):
+        for run, seconds in taken.items():
+            if len(seconds) < LEAST or sum(seconds) < LONG_SECONDS:
+                time.sleep(SETTLE_SECONDS)
+                began = time.perf_counter()
+                run(TUTORIAL_STEPS)
+                seconds.append(time.perf_counter() - began)
+    for result in results:
+        if result["refused"] is None:
+            result["step_seconds"] = bench.summary([t / TUTORIAL_STEPS for t in result.pop("seconds")])
+    return results
+
+
+def _ours(work, X, y, steps):
+    """What a user calls, with all that it does beside the engine; returns the weights."""
+    net = bp.Network(XOR, seed=1, dtype=X.dtype.name)
+    net.train(X, y, steps=steps, learning_rate=work.rate, engine="numba")
+    return net.weights
+
+
+def _theirs(peer, steps):
+    peer.restart()
+    peer.advance(steps)
+    peer.wait()
+    return peer.reach()
+
+
+def _too_slow_or_wrong(work, run):
+    """Why the tutorial's training is not timed, in words; None if it is."""
+    run(100)
+    began = time.perf_counter()
+    run(100)
+    seconds = TUTORIAL_STEPS / 100 * (time.perf_counter() - began)
+    if seconds > PATIENCE_SECONDS:
+        return f"would take {seconds:.0f} s"
+    error = work.error([np.asarray(W) for W in run(TUTORIAL_STEPS)])
+    if not abs(error - TUTORIAL_ERROR) <= 1e-4:
+        return f"wrong, so not timed: it ends with an error of {error:.3g}, and the tutorial with {TUTORIAL_ERROR:g}"
+    return None
 
 
 def extra_memory(name, layer_sizes, rows, dtype):
@@ -172,6 +239,9 @@ def measure(names, plan, memory_rows, growth_rows, folder, say):
                 results += cell
                 timed = [f"{r['peer']} {r['ns_a_row']:.3g}" for r in cell if not r["refused"]]
                 say(f"{'-'.join(map(str, sizes))} {dtype} {rows:,} rows, ns a row: {', '.join(timed)}")
+    whole = [result for dtype in ("float32", "float64") for result in tutorial(names, dtype)]
+    timed = [f"{r['peer']} {1e6 * r['step_seconds']['median']:.3g}" for r in whole if not r["refused"]]
+    say(f"{TUTORIAL_STEPS:,} steps on 4 rows, us a step: {', '.join(timed)}")
     for result in results:
         least = floor.seconds_a_row(limits[result["dtype"]], result["layer_sizes"], result["dtype"])
         result["floor_ns_a_row"] = 1e9 * least
@@ -194,7 +264,7 @@ def measure(names, plan, memory_rows, growth_rows, folder, say):
     return {
         "kind": KIND, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine.describe() | {"load_before": load}, "floor": limits, "results": results, "memory": memory,
-        "growth": growth,
+        "growth": growth, "tutorial": whole,
     }  # fmt: skip
 
 

@@ -97,7 +97,8 @@ def of_peers(content, name, out):
     if shares:
         plots.scaling(out / f"{name}-floor.png", shares, title="bpaccel: share of the floor", ylabel="percent")
         lines += ["### Share of the floor", "", f"![share of the floor over rows]({name}-floor.png)", ""]
-    return lines + _memory(content["memory"], name, out) + _growth(content["growth"], name, out)
+    return [*lines, *_tutorial(content["tutorial"]), *_memory(content["memory"], name, out),
+            *_growth(content["growth"], name, out)]  # fmt: skip
 
 
 PEER_NOTES = (
@@ -105,8 +106,8 @@ PEER_NOTES = (
     "biases and no sigmoid at the output. Samples are taken in turns, after an untimed step of each.",
     "",
     "Cells: nanoseconds a row and step, median, and the spread (interquartile range over median); the best of each "
-    "column is bold. Ratio: the best time of another over our best. Floor: the logistics of a row, or its bytes "
-    "(X and y, read once), whichever takes longer on this machine; matrix products are not in it.",
+    "column is bold. Ratios: the time of the tutorial's code, and the best of all others, over our best. Floor: the "
+    "logistics of a row, or its bytes (X and y, read once), whichever takes longer on this machine; without products.",
 )
 
 
@@ -133,12 +134,13 @@ def _peer_times(results):
             ys.append(r["ns_a_row"])
         lines.append(line)
     ours = _best_of_ours(results)
-    ratios, shares = ["ratio"], ["share of the floor"]
+    over, best, shares = ["over the tutorial's code"], ["over the best other"], ["share of the floor"]
     for n in counts:
-        others = [r["ns_a_row"] for r in results if r["rows"] == n and not _ours(r) and not r["refused"]]
-        ratios.append(view.digits(min(others) / ours[n]["ns_a_row"]) if n in ours and others else "-")
+        others = {r["peer"]: r["ns_a_row"] for r in results if r["rows"] == n and not _ours(r) and not r["refused"]}
+        for ratios, theirs in (over, others.get("tutorial NumPy")), (best, min(others.values(), default=None)):
+            ratios.append(view.digits(theirs / ours[n]["ns_a_row"]) if n in ours and theirs else "-")
         shares.append(f"{100 * ours[n]['share_of_floor']:.1f}%" if n in ours else "-")
-    lines += [ratios, shares]
+    lines += [over, best, shares]
     headers = ("peer", *(f"{n:,} rows" for n in counts))
     return _table(headers, lines), [f"[{k}] {note}." for k, note in enumerate(notes, 1)], series
 
@@ -152,6 +154,25 @@ def _best_of_ours(results):
     timed = [r for r in results if _ours(r) and not r["refused"]]
     return {n: min((r for r in timed if r["rows"] == n), key=lambda r: r["ns_a_row"])
             for n in dict.fromkeys(r["rows"] for r in timed)}  # fmt: skip
+
+
+def _tutorial(whole):
+    """The tutorial's whole training: lines of Markdown."""
+    medians = {(r["peer"], r["dtype"]): r["step_seconds"]["median"] for r in whole if not r["refused"]}
+    lines = []
+    for r in whole:
+        if r["refused"]:
+            lines.append([r["peer"], r["dtype"], r["refused"], "-"])
+            continue
+        ours, theirs = medians.get(("bpaccel numba", r["dtype"])), medians[r["peer"], r["dtype"]]
+        text = f"{view.digits(1e6 * theirs)} ({100 * r['step_seconds']['spread']:.0f}%)"
+        lines.append([r["peer"], r["dtype"], text, view.digits(theirs / ours) if ours else "-"])
+    if not whole:
+        return []
+    said = (f"{whole[0]['steps']:,} steps on 4 rows, 3-4-1, from the first weights to the last, in turns; ours through "
+            "`Network.train`, its history included.")  # fmt: skip
+    table = _table(("peer", "dtype", "us a step", "over ours"), lines)
+    return ["### The tutorial's training", "", said, "", *table, ""]
 
 
 def _memory(memory, name, out):

@@ -101,9 +101,8 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
                 end = min(end, plan.end_of_epoch(step))
             cuts = [*cuts[-1:], _Cut(step, weights, arrays, rate)]
             sent = time.perf_counter()
-            weights, arrays, totals = engine.run(
-                weights, solver, arrays, plan.batches(step, end, order), [rate] * (end - step), step
-            )
+            rates = np.full(end - step, rate)
+            weights, arrays, totals = engine.run(weights, solver, arrays, plan.batches(step, end, order), rates, step)
             totals = engine.rows.backend.to_numpy(totals)
             ended = time.perf_counter()
             enough = int(SLICE_SECONDS * (end - step) / max(ended - sent, 1e-9))
@@ -208,7 +207,7 @@ def _diverged(network, engine, solver, plan, cuts, end, history):
         """From a cut to before a step ``stop``: what a cut there would be, and the totals."""
         order = plan.order(plan.epoch(cut.step))
         batches = plan.batches(cut.step, stop, order)
-        rates = [cut.rate] * (stop - cut.step)
+        rates = np.full(stop - cut.step, cut.rate)
         weights, arrays, totals = engine.run(cut.weights, solver, cut.arrays, batches, rates, cut.step)
         return _Cut(stop, weights, arrays, cut.rate), engine.rows.backend.to_numpy(totals)
 

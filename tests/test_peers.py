@@ -109,6 +109,7 @@ def test_the_whole_comparison_at_small_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "PLAN", {(3, 1): (64,), XOR: (4, 400)})
     monkeypatch.setattr(compare, "MEMORY_ROWS", (1_000,))
     monkeypatch.setattr(compare, "GROWTH_ROWS", (1_000, 20_000))
+    monkeypatch.setattr(compare, "SAMPLES", 1)
     path, folder = tmp_path / "peers.json", tmp_path / "rows"
     folder.mkdir()
     words = ["--json", str(path), "--peers", "tutorial NumPy,bpaccel numba", "--folder", str(folder)]
@@ -120,6 +121,10 @@ def test_the_whole_comparison_at_small_size(tmp_path, monkeypatch, capsys):
     assert {r["dtype"] for r in content["results"]} == {"float32", "float64"}
     assert all(r["share_of_floor"] > 0 for r in content["results"])
     assert content["machine"]["threads"] >= 1
+    assert [(r["peer"], r["dtype"], r["refused"]) for r in content["tutorial"]] == [
+        (peer, dtype, None) for dtype in ("float32", "float64") for peer in ("tutorial NumPy", "bpaccel numba")
+    ]
+    assert all(r["step_seconds"]["median"] > 0 for r in content["tutorial"])
     assert "ns a row" in capsys.readouterr().out
 
     pytest.importorskip("matplotlib")
@@ -136,6 +141,7 @@ def test_the_whole_comparison_at_small_size(tmp_path, monkeypatch, capsys):
     assert text.count("**0.001** (") == 2  # float32 and float64
     assert "[1] tutorial NumPy: no such thing." in text
     assert "| share of the floor |" in text
+    assert "60,000 steps on 4 rows" in text
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"peers-3-4-1-float32.png", "peers-floor.png", "peers-memory.png", "peers-growth.png"} <= names
 

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bpaccel.backends import namespace
 from bpaccel.checks import whole
 from bpaccel.solvers import Solver
@@ -161,6 +163,15 @@ class Engine(ABC):
     def run(self, weights, solver, state, batches, rates, step):
         """Take a step for each of ``rates``, the first of them numbered ``step``.
 
+        Parameters
+        ----------
+        weights : list of arrays
+        solver : Solver
+        state : tuple of lists of arrays
+        batches : Batches
+        rates : sequence of float, or an array of them
+        step : int
+
         Returns
         -------
         weights, state
@@ -170,7 +181,7 @@ class Engine(ABC):
         """
         rows = []
         with self.held():
-            for j, rate in enumerate(rates):
+            for j, rate in enumerate(np.asarray(rates).tolist()):
                 batch = batches.order, batches.starts[j], batches.stops[j]
                 if self.objective.dropout is None:
                     sums = self.sums(weights, *batch)
@@ -264,11 +275,12 @@ def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
     return engine, f"{reason}; {engine.note}" if engine.note else reason
 
 
-# What a step of NumPy's costs, as multiplications of rows by weights that would take as long; and the work, in the same
-# unit, that NumPy needs one to two seconds for, and the compiled engine some tenths once it is compiled, which takes
-# two to four. Below it, auto does not compile.
-STEP_COST = 2**13
-COMPILED_WORK = 2**30
+# What the calls of a step of NumPy's cost (37 us, 3-4-1), as multiplications of rows by weights that take as long (0.6
+# ns, 64-32-10 with batches of 200); and the work, in the same unit, that NumPy needs 0.3 to 0.6 seconds for, and the
+# compiled engine as long in a fresh process that finds its kernels on the disk. Below it, auto does not compile: that
+# takes two to four seconds, once a machine.
+STEP_COST = 2**15
+COMPILED_WORK = 2**29
 # torch.compile takes three to five seconds for each size of a batch, in a fresh process with nothing kept on the disk
 # up to twenty, and then saves 0.2 ms a step and 5 to 9 ns for each unit of each row (3-4-1, 64-32-10, 28-300-1 and
 # 784-128-10 on two cores). In units and rows, with what a step costs as so many more: the work that is brought from a

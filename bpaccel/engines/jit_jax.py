@@ -1,6 +1,9 @@
 """The core compiled by JAX: many steps in one call, without Python between them."""
 
 import functools
+from itertools import pairwise
+
+import numpy as np
 
 from bpaccel.backends import dtype_name
 from bpaccel.engines import Sums, fold
@@ -27,21 +30,18 @@ class JaxJit(Jit):
     def run(self, weights, solver, state, batches, rates, step):
         backend, dtype = self.rows.backend, dtype_name(weights[0])
         order = None if batches.order is None else self._on_device(batches.order)
-        parts, j = [], 0
-        while j < len(rates):
-            # Steps of equal batches go together: a compiled loop has one size (an epoch's last batch may be short).
-            size = batches.stops[j] - batches.starts[j]
-            end = j
-            while end < len(rates) and batches.stops[end] - batches.starts[end] == size:
-                end += 1
-            count = end - j
-            padding = [0] * ((1 << (count - 1).bit_length()) - count)  # few lengths, so that few are compiled
-            starts = backend.asarray([*batches.starts[j:end], *padding], "int32")
-            some = backend.asarray([*rates[j:end], *padding], dtype)
-            loop = _compiled(self.objective, solver, size, self.block_rows, backend.widest)
-            weights, state, totals = loop(self.rows.arrays, weights, state, order, starts, some, step + j, count)
+        # Steps of equal batches go together: a compiled loop has one size (an epoch's last batch may be short).
+        sizes = np.subtract(batches.stops, batches.starts)
+        edges = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(rates)]
+        parts = []
+        for first, end in pairwise(edges):
+            count = end - first
+            padding = (0, (1 << (count - 1).bit_length()) - count)  # few lengths, so that few are compiled
+            starts = backend.asarray(np.pad(batches.starts[first:end], padding), "int32")
+            some = backend.asarray(np.pad(rates[first:end], padding), dtype)
+            loop = _compiled(self.objective, solver, int(sizes[first]), self.block_rows, backend.widest)
+            weights, state, totals = loop(self.rows.arrays, weights, state, order, starts, some, step + first, count)
             parts.append(totals[:count])
-            j = end
         return weights, state, parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
 
 

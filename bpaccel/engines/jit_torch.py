@@ -38,7 +38,7 @@ class TorchJit(Jit):
             return super().run(weights, solver, state, batches, rates, step)
         rows = []
         # As 0-D arrays, since numbers would be compiled in.
-        numbers = torch.tensor([rates, range(step, step + len(rates))], dtype=torch.float64)
+        numbers = torch.tensor([[*rates], range(step, step + len(rates))], dtype=torch.float64)
         for start, stop, rate, t in zip(batches.starts, batches.stops, *numbers):
             X, y, w = self.rows.read(start, stop, batches.order)
             one = _step(self.objective, solver, len(X), self.rows.dtype, w is None)

@@ -147,7 +147,7 @@ class Numba(Engine):
             return super().run(weights, solver, state, batches, rates, step)
         w, state = self._flat(weights), [self._flat(group) for group in state]
         totals = np.empty((len(rates), 4))
-        rates = np.array(rates, np.float64)
+        rates = np.ascontiguousarray(rates, np.float64)
         if self.rows.arrays is not None:
             job = _Job(self, w, self.rows.arrays, batches.order, batches.starts, batches.stops)
             job.run(solver, state, rates, step, totals)
