@@ -16,11 +16,9 @@ from bpaccel.checks import seed as checked_seed
 from bpaccel.data import Rows, check_targets, dense, float_dtype, matrix, numbers, targets
 from bpaccel.dropout import Dropout
 from bpaccel.engines import ENGINES, choose, find, refusal
+from bpaccel.engines.blocked import feed
 from bpaccel.history import History, Plan
 from bpaccel.objective import Objective
-
-# What predict feeds forward at once, so that its memory is bounded: this many rows, or numbers in the widest layer.
-PREDICT_ROWS, PREDICT_NUMBERS = 2**16, 2**24
 
 
 class Network:
@@ -400,23 +398,6 @@ class Network:
                 return rows, sums, *objective.finish(weights, sums)
         finally:
             engine.close()
-
-
-def feed(weights, X, activations, backend, dtype):
-    """The last layer for each row of X, dense or sparse and of any library, some rows after the other.
-
-    Returns
-    -------
-    array of shape (N, O)
-        On ``backend``, in ``dtype`` (a name).
-    """
-    widest = max(X.shape[1], *(W.shape[1] for W in weights))
-    count, parts = min(PREDICT_ROWS, max(1, PREDICT_NUMBERS // widest)), []
-    with backend.active():
-        for at in range(0, X.shape[0], count):
-            rows = dense(X[at : min(at + count, X.shape[0]), ...])
-            parts.append(core.forward(weights, backend.asarray(rows, dtype), activations)[-1])
-        return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
 
 
 def _dtype(dtype):

@@ -66,12 +66,16 @@ def test_gradients_have_the_true_sign_and_the_penalty():
         assert net.gradients(X, Y, l1=0.1, l2=0.2)[k][at] == pytest.approx(measured, rel=1e-6)
 
 
-def test_predict_takes_any_number_of_rows(monkeypatch):
-    monkeypatch.setattr("bpaccel.network.PREDICT_ROWS", 10)
-    rows = np.random.default_rng(0).random((31, 3))
-    whole = xor().layers(rows)[-1]
-    np.testing.assert_allclose(xor().predict(rows), whole, rtol=1e-14)
-    assert xor().predict(rows[:1]).shape == (1, 1)
+def test_predict_takes_any_number_of_rows_in_any_number_of_threads(backend, monkeypatch):
+    monkeypatch.setattr("bpaccel.engines.blocked.BLOCK_BYTES", 1)  # blocks of 256 rows
+    monkeypatch.setattr("bpaccel.engines.blocked.FED_ROWS", 256)
+    rows = np.random.default_rng(0).random((2_000, 3))
+    net = xor(backend=backend, dtype="float64")
+    whole = net.layers(rows)[-1]
+    for threads in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        np.testing.assert_allclose(net.predict(rows), whole, rtol=1e-14)
+    assert net.predict(rows[:1]).shape == (1, 1)
 
 
 def test_the_first_training_fixes_the_dtype():
