@@ -46,9 +46,10 @@ bench-peers: .venv/test
 	env -u OPENBLAS_CORETYPE $(BIN)/python benchmarks/compare.py --json build/peers.json --folder $(FOLDER)
 	$(BIN)/python benchmarks/report.py build/peers.json --out build
 
-# Our estimators beside scikit-learn's, on the same numbers: minutes. For an idle machine.
+# Our estimators beside scikit-learn's and PyTorch, on the same numbers: minutes. For an idle machine.
 bench-sklearn: .venv/test
-	$(BIN)/python benchmarks/sklearn_mlp.py --out build --no-torch
+	$(BIN)/python -m pip install -q $(TORCH)
+	env -u OPENBLAS_CORETYPE $(BIN)/python benchmarks/sklearn_mlp.py --out build
 
 lint: .venv/test
 	$(BIN)/ruff check .
