@@ -222,7 +222,7 @@ def measure(case, rounds, torch):
     return rows
 
 
-def report(results, load):
+def report(results, wrong, load):
     """Results with all that one needs to understand them later: a dict, ready for JSON."""
     import sklearn
 
@@ -233,6 +233,7 @@ def report(results, load):
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": described | {"load_before": load},
         "results": results,
+        "wrong": wrong,
     }
 
 
@@ -253,7 +254,8 @@ def markdown(content):
         ])  # fmt: skip
     note = ("Milliseconds, medians; ratios are medians of the rounds' own, above 1 where we are faster; the fastest in "
             "bold. The engine is the one that `auto` chose.")  # fmt: skip
-    return [*_machine(content["machine"], content["date"]), *_table(HEADERS, rows), "", note, ""]
+    wrong = [f"* Not timed: {message}" for message in content["wrong"]]
+    return [*_machine(content["machine"], content["date"]), *_table(HEADERS, rows), "", note, "", *wrong]
 
 
 def main(arguments=None):
@@ -269,21 +271,21 @@ def main(arguments=None):
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     check_place(out / "sklearn-mlp.json")
-    load, results = machine.load(), []
+    load, results, wrong = machine.load(), [], []
     warnings.simplefilter("ignore", ConvergenceWarning)
-    try:
-        for case in cases(options.rows, options.dtype.split(",")):
-            if options.only in str(case):
-                print(case, file=sys.stderr)
+    for case in cases(options.rows, options.dtype.split(",")):
+        if options.only in str(case):
+            print(case, file=sys.stderr)
+            try:
                 results += measure(case, options.rounds, not options.no_torch)
-    except WrongResult as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    content = report(results, load)
+            except WrongResult as error:
+                wrong.append(str(error))
+                print(f"error: {error}", file=sys.stderr)
+    content = report(results, wrong, load)
     bench.write(out / "sklearn-mlp.json", content)
     (out / "sklearn-mlp.md").write_text("\n".join(markdown(content)))
     print("\n".join(markdown(content)))
-    return 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

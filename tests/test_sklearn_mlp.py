@@ -68,6 +68,9 @@ def test_another_result_is_not_timed(tool, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tool.Estimator, "fit", wrong)
     with pytest.raises(WrongResult, match="bpaccel is not scikit-learn in Case.*'weights'"):
         tool.measure(case, 1, torch=False)
-    assert tool.main(["--rows", "300", "--no-torch", "--dtype", "float64", "--out", str(tmp_path)]) == 1
+    words = ["--rows", "300", "--no-torch", "--dtype", "float64", "--only", "lbfgs", "--out", str(tmp_path)]
+    assert tool.main(words) == 1
     assert "error: bpaccel is not scikit-learn" in capsys.readouterr().err
-    assert not (tmp_path / "sklearn-mlp.json").exists()
+    content = json.loads((tmp_path / "sklearn-mlp.json").read_text())
+    assert (len(content["results"]), len(content["wrong"])) == (0, 3)
+    assert "* Not timed: bpaccel is not scikit-learn" in (tmp_path / "sklearn-mlp.md").read_text()
