@@ -184,6 +184,25 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert _printed(code, os.path.dirname(__file__)) == "0"
 
 
+@pytest.mark.parametrize("prefer", ["threads", "processes"])
+def test_joblibs_workers_compute_the_same(prefer):
+    """In a process of its own: its workers outlive the test."""
+    pytest.importorskip("joblib")
+    code = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import joblib, numpy as np, bpaccel as bp
+def fitted(seed):
+    X = np.random.default_rng(seed).random((60_000, 3))
+    net = bp.Network([3, 4, 1], seed=1)
+    net.train(X, X[:, :1], steps=20, engine="numba")
+    return b"".join(W.tobytes() for W in net.weights)
+here = [fitted(seed) for seed in range(4)]
+print(joblib.Parallel(n_jobs=2, prefer=sys.argv[-1])(joblib.delayed(fitted)(seed) for seed in range(4)) == here)
+"""
+    assert _printed(code, prefer) == "True"
+
+
 def test_no_helpers_give_the_same(monkeypatch):
     """The pool may be busy or gone: the caller's thread then does all blocks."""
     engine, weights = made(50 * BLOCK_ROWS, threads=3)
