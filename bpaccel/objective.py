@@ -72,7 +72,7 @@ class Objective:
             length = xp.sqrt(squares)
             scale = xp.where(length > self.clip, self.clip / xp.where(length > 0, length, 1.0), 1.0)
             updates = [u * scale for u in updates]
-        return [xp.astype(u, W.dtype) for W, u in zip(weights, updates)], penalty
+        return [xp.astype(u, W.dtype, copy=False) for W, u in zip(weights, updates)], penalty
 
     def value(self, totals):
         """The objective of each row of an array of totals (k, 4): weight, loss, |error|, penalty."""

@@ -86,7 +86,7 @@ class Blas(Blocked):
                 self._back[k - 1](
                     None, address(self._plan), address(a), at * self._apart, address(errors), len(below), end
                 )
-        return Sums(updates[::-1], totals)
+        return Sums(updates[::-1], totals.astype(self._dtype, copy=False))  # in float64, all that follows would be too
 
     def _memory(self):
         """This thread's: layers, targets and weights of rows, unit by unit; and the errors of a layer."""
