@@ -89,7 +89,9 @@ def sample_weights(sample_weight, n):
 
 def _foreign(estimator, X, reset):
     X = matrix(X)
-    _check_n_features(estimator, X, reset=reset)
+    if X.shape[1] == 0:
+        raise ValueError(f"Found array with 0 feature(s) (shape={tuple(X.shape)}) while a minimum of 1 is required by "
+                         f"{type(estimator).__name__}.")  # fmt: skip
     backend = backend_of(X)
     X = backend.asarray(X, float_dtype(X, backend))
     xp = backend.xp
@@ -97,4 +99,5 @@ def _foreign(estimator, X, reset):
         what = "NaN" if bool(xp.any(xp.isnan(X))) else f"infinity or a value too large for {dtype_name(X)}"
         raise ValueError(f"Input X contains {what}. {type(estimator).__name__} takes finite numbers only: "
                          "impute missing values or drop their rows first.")  # fmt: skip
+    _check_n_features(estimator, X, reset=reset)
     return X
