@@ -208,7 +208,7 @@ def test_callbacks(tmp_path, capsys):
     assert stopped.n_iter_ == np.argmin(patient.losses) + 3 < 6
     MLPRegressor(**SMALL, callbacks=[ProgressBar()]).fit(X, SUM)
     assert "6/6" in capsys.readouterr().out
-    if hasattr(ours := MLPRegressor(**SMALL), "set_callbacks"):  # tests/test_estimators_tasks.py says what they are told
+    if hasattr(ours := MLPRegressor(**SMALL), "set_callbacks"):  # tests/test_estimators_tasks.py looks closer
         assert ours.set_callbacks() is ours
         assert not hasattr(theirs.MLPRegressor(), "set_callbacks")
 
