@@ -84,11 +84,16 @@ def test_the_same_numbers(target, solver, activation):
     _fit_and_compare(target, solver, activation, X, None)
 
 
-@pytest.mark.parametrize("container", [sparse.csr_array, sparse.csc_matrix])
+ROWS = {"dense": X, "csr": sparse.csr_array(X), "csc": sparse.csc_matrix(X)}
+
+
+@pytest.mark.parametrize(("rows", "weight"), [("dense", WEIGHT), ("csr", None), ("csr", WEIGHT), ("csc", WEIGHT)],
+                         ids=["weights", "csr", "csr, weights", "csc, weights"])  # fmt: skip
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("solver", ["nesterov", "stopped", "lbfgs"])
-def test_the_same_numbers_of_sparse_rows_with_weights(target, solver, container):
-    _fit_and_compare(target, solver, "tanh", container(X), WEIGHT)
+def test_the_same_numbers_of_sparse_rows_and_with_weights(target, solver, activation, rows, weight):
+    _fit_and_compare(target, solver, activation, ROWS[rows], weight)
 
 
 def _fit_and_compare(target, solver, activation, rows, weight):
