@@ -137,4 +137,5 @@ def _placed(x, home):
     if own.startswith("float"):
         return home.asarray(x, own if own in home.floats else home.widest)
     known = home.xp.__array_namespace_info__().dtypes(device=home.device)
-    return home.asarray(x, next(name for name in (own, "int64", "int32") if name in known))
+    name = next(name for name in (own, "int64", "int32") if name in known)
+    return home.asarray(door.on_host(x).astype(name), name)
