@@ -99,6 +99,9 @@ class EarlyStopping(_Validation):
 class Checkpoint(_Validation):
     """Save the network while it is trained; each file is replaced as a whole, or not at all.
 
+    Of an estimator that is the `Network` within it, which knows no classes: it predicts a column for each. A pickle of
+    the estimator holds everything.
+
     Parameters
     ----------
     path : str or Path

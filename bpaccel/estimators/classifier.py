@@ -32,7 +32,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     activation : str, Activation or list of them
         Of all hidden layers, or of each: logistic (or sigmoid), tanh, relu, identity, leaky_relu, elu, softplus, exp.
     solver : {"lbfgs", "sgd", "adam", "adamw", "rmsprop"} or Solver
-        lbfgs looks at all rows at once; an instance brings hyperparameters of its own.
+        lbfgs looks at all rows at once; an instance brings hyperparameters of its own. adamw lets the weights decay at
+        a rate of 0.01 beside the penalty ``alpha``: set that to 0 for the decay alone, and its rate with
+        ``AdamW(weight_decay=...)``.
     alpha : float
         The L2 penalty of the weights without the intercepts; divided by the weight of a batch's rows, as their loss.
     batch_size : int or "auto"
@@ -53,7 +55,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     verbose : bool or int
         Whether to print a line an epoch.
     warm_start : bool
-        Whether `fit` goes on from the weights of the last one.
+        Whether `fit` goes on from the weights of the last one, with its hidden layers and in its dtype.
     momentum : float
     nesterovs_momentum : bool
         Of sgd.
@@ -76,7 +78,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     dropout : float
         The share of the hidden units that are silent in each step; see `bpaccel.dropout`. Not for lbfgs.
     callbacks : sequence of callable
-        Each is called with a `bpaccel.history.Progress` at each epoch; True ends the training.
+        Each is called with a `bpaccel.history.Progress` at each epoch; True ends the training. `bpaccel.callbacks` has
+        some; targets given to them, or to the network that they see, are as for `fit`. scikit-learn's own callbacks
+        (``sklearn.callback``) go to ``set_callbacks``; `fit` tells them of each epoch.
     engine : str or type
         How to compute, see `bpaccel.Network.train`; ``history_.reason`` says why the automatic choice was made.
     threads : int or None
@@ -84,7 +88,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     Attributes
     ----------
     classes_ : array of shape (C,)
-        Where X was; text on the host.
+        Where X was; text, and numbers that are not to be had there, on the host.
     coefs_, intercepts_ : list of arrays of shapes (I, O) and (O,)
         Where X was. May be set.
     loss_ : float
@@ -94,7 +98,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     best_loss_ : float or None
         None with early stopping.
     validation_scores_, validation_loss_curve_ : list of float, or None
-        Of each epoch, if there are rows to validate on; the loss is without the penalty.
+        Of each epoch, if there are rows to validate on, else nan if an earlier or later fit had some; the loss is
+        without the penalty.
     best_validation_score_ : float or None
     n_iter_, t_ : int
         Epochs (iterations of lbfgs), and rows seen in all.
@@ -134,8 +139,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         sample_weight : array of shape (N,), optional
             How much each row counts.
         X_val, y_val, sample_weight_val : optional
-            Rows that are not trained on: their loss and score are kept for each epoch, and with
-            ``early_stopping=True`` they decide when to stop, in place of a part of X.
+            Rows that are not trained on, with targets of the same kind: their loss and score are kept for each epoch,
+            and with ``early_stopping=True`` they decide when to stop, in place of a part of X.
 
         Returns
         -------
@@ -175,7 +180,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         Returns
         -------
         array of shape (N,) or (N, O)
-            Where X is; text labels on the host.
+            Where X is; on the host if ``classes_`` are.
         """
         return self._labels(self._outputs(X, "predict"))
 

@@ -56,8 +56,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         sample_weight : array of shape (N,), optional
             How much each row counts.
         X_val, y_val, sample_weight_val : optional
-            Rows that are not trained on: their loss and score are kept for each epoch, and with
-            ``early_stopping=True`` they decide when to stop, in place of a part of X.
+            Rows that are not trained on, with as many numbers each: their loss and score are kept for each epoch, and
+            with ``early_stopping=True`` they decide when to stop, in place of a part of X.
 
         Returns
         -------
