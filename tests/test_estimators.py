@@ -240,9 +240,7 @@ def test_partial_fit_is_refused_as_there():
         with pytest.raises(ValueError, match="classes must be passed on the first call to partial_fit"):
             model.partial_fit(X, y)
         model.partial_fit(X, y, classes=["no", "yes"])
-        with pytest.raises(
-            ValueError, match=r"`classes=\['no', 'maybe'\]` is not the same .* was: array"
-        ):
+        with pytest.raises(ValueError, match=r"`classes=\['no', 'maybe'\]` is not the same .* was: array"):
             model.partial_fit(X, y, classes=["no", "maybe"])
         with pytest.raises(ValueError, match="`y` has classes not in `self.classes_`"):
             model.partial_fit(X, np.full(90, "maybe"))
