@@ -1,5 +1,6 @@
 """What the estimators say to arguments that they cannot use: which one it is, and what would do."""
 
+import copy
 import re
 
 import numpy as np
@@ -10,7 +11,7 @@ pytest.importorskip("sklearn")
 from bpaccel import MLPClassifier, MLPRegressor, Network
 from bpaccel.backends import backend as backend_of_name
 from bpaccel.backends import why_not
-from bpaccel.callbacks import Checkpoint, EarlyStopping
+from bpaccel.callbacks import Checkpoint, EarlyStopping, ProgressBar
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -82,6 +83,9 @@ def test_callbacks_take_labels_as_fit_does(tmp_path, y):
     model = MLPClassifier(callbacks=[stopping, saved, lambda p: losses.append(p.network.loss(X[40:], y[40:]))], **SMALL)
     model.fit(X[:40], y[:40], X_val=X[40:], y_val=y[40:])
     assert losses == stopping.losses == saved.losses == pytest.approx(model.validation_loss_curve_)
+    kept = []
+    MLPClassifier(callbacks=[lambda p: kept.append(copy.deepcopy(p.network)), ProgressBar()], **SMALL).fit(X, y)
+    assert {type(network) for network in kept} == {Network}  # which takes what it computes with
     wrong = EarlyStopping(X[40:], np.full(20, "nobody"))
     with pytest.raises(ValueError, match="`y` has classes not in|`y` must be of the kind"):
         MLPClassifier(callbacks=[wrong], **SMALL).fit(X, y)

@@ -1,5 +1,6 @@
 """BaseMLP: what the classifier and the regressor have in common, which is nearly all."""
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -20,7 +21,7 @@ from bpaccel.data import Rows, check_targets, float_dtype
 from bpaccel.dropout import Dropout
 from bpaccel.estimators import convert, door
 from bpaccel.estimators.epochs import PerOutput
-from bpaccel.estimators.fitted import Fitted, same_place
+from bpaccel.estimators.fitted import Fitted
 from bpaccel.estimators.loops import Descent, Minimisation
 from bpaccel.estimators.network import EstimatorNetwork
 from bpaccel.estimators.tasks import CallbackSupportMixin, NoTasks, Tasks
@@ -128,7 +129,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
             self.n_outputs_, self.out_activation_ = Y.shape[1], self._out_activation()
         else:
             self._check_columns(Y, "y")
-            if not same_place(home, self._home()):
+            if not door.same_place(home, self._home()):
                 self._move(home)
             weights = self._weights()
             hidden = [W.shape[1] for W in weights[:-1]]  # those of the first fit, as there
@@ -229,9 +230,10 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
                 loop = Minimisation(self, network, objective, rows)
             else:
                 loop = Descent(self, network, objective, rows, Y, given, incremental)
-        tasks = NoTasks() if incremental else Tasks(self, network, loop.task, *told)
         try:
-            loop.run(tasks)
+            with contextlib.closing(loop.engine):
+                tasks = NoTasks() if incremental else Tasks(self, network, loop.task, *told)
+                loop.run(tasks)
         except DivergenceError as error:
             message = (
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "

@@ -32,6 +32,11 @@ def is_foreign(X):
     return backend_of(X).library.name != "numpy"
 
 
+def same_place(home, other):
+    """Whether two backends are one library on one device."""
+    return (home.library.name, str(home.device)) == (other.library.name, str(other.device))
+
+
 def training_data(estimator, X, y, *, reset, y_numeric=False):
     """Rows and targets for fit.
 
@@ -68,7 +73,7 @@ def training_data(estimator, X, y, *, reset, y_numeric=False):
 def rows_to_predict(estimator, X, home, method):
     """X for predict: of the library and the device, ``home`` (a `Backend`), that the estimator was fitted on."""
     place = backend_of(X)
-    if (place.library.name, str(place.device)) != (home.library.name, str(home.device)):
+    if not same_place(place, home):
         message = (
             f"Inputs passed to {type(estimator).__name__}.{method}() must use the same namespace and the same device "
             f"as those passed to fit(): that was {home.name}, and these are on {place.name}. "

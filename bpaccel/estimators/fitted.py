@@ -126,11 +126,6 @@ class Fitted(BaseEstimator):
                 self._move(backend_of_name(home))
 
 
-def same_place(home, other):
-    """Whether two backends are one library on one device."""
-    return (home.library.name, str(home.device)) == (other.library.name, str(other.device))
-
-
 def _placed(x, home):
     """An array of numbers brought to a backend, in its own dtype, or the widest of its kind that is there."""
     own = dtype_name(x)

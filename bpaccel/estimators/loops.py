@@ -22,7 +22,8 @@ from bpaccel.training import DivergenceError, check_minimise, descend, entered, 
 
 
 class _Loop:
-    """What both have: a history, the engine that was chosen for it, and the weights where the rows are."""
+    """What both have: a history, the engine that was chosen for it, which the caller closes, and the weights where the
+    rows are."""
 
     def __init__(self, estimator, network, objective, rows):
         self.estimator, self.network, self.objective, self.rows = estimator, network, objective, rows
@@ -42,7 +43,7 @@ class _Loop:
 
     @contextlib.contextmanager
     def _running(self):
-        with self.rows.backend.active(), contextlib.closing(self.engine), entered(self.estimator.callbacks):
+        with self.rows.backend.active(), entered(self.estimator.callbacks):
             yield
 
 

@@ -16,5 +16,11 @@ class EstimatorNetwork(Network):
         super().__init__(*args, **options)
         self._encode = encode
 
+    def __reduce__(self):
+        # A copy is a network by itself: it outlives the training, and takes no estimator with it into a pickle.
+        state = self.__getstate__()
+        del state["_encode"]
+        return Network.__new__, (Network,), state
+
     def _rows(self, X, y, sample_weight):
         return super()._rows(X, self._encode(y), sample_weight)
