@@ -75,6 +75,8 @@ def test_validation_data_that_cannot_be_used():
         model.fit(X, LABELS, X_val=X[:, :3], y_val=LABELS)
     with pytest.raises(ValueError, match=r"`y_val` must be of the kind of the `y` that was fitted, binary; got multil"):
         model.fit(X, LABELS, X_val=X, y_val=np.ones((80, 2), int))
+    with pytest.raises(ValueError, match=r"`y_val` must be of the kind of the `y` that was fitted, binary; got contin"):
+        model.fit(X, LABELS, X_val=X, y_val=SUM)
     several = (X[:, :2] > 0).astype(int)
     with pytest.raises(ValueError, match=r"fitted, multilabel-indicator; got binary"):
         model.fit(X, several, X_val=X, y_val=several[:, 0])

@@ -39,7 +39,14 @@ class Named(MLPRegressor):
 def test_a_subclass_may_have_parameters_of_its_own():
     model = Named(extra=2)
     assert model.get_params() == {"extra": 2, "alpha": 0.1}
-    _same_weights(clone(model).fit(X, SUM), MLPRegressor(alpha=0.1, **SMALL).fit(X, SUM))
+    plain = MLPRegressor(alpha=0.1, **SMALL).fit(X, SUM)
+    _same_weights(clone(model).fit(X, SUM), plain)
+    other = model.fit(X, SUM).to_sklearn()
+    assert (other.alpha, other.random_state, other.max_iter) == (0.1, 0, 6)
+    _same_weights(
+        Named.from_sklearn(other.set_params(tol=0.0, alpha=0.2)).fit(X, SUM),
+        plain.set_params(alpha=0.2, tol=0).fit(X, SUM),
+    )
 
 
 @pytest.mark.parametrize("rows", [60, 41])
@@ -190,6 +197,22 @@ def test_weights_of_wrong_shapes_are_named():
     model.initialize(X, SUM).coefs_[0] = np.ones((5, 5))
     with pytest.raises(ValueError, match=r"Set both lists, or call fit or initialize again"):
         model.partial_fit(X, SUM)
+
+
+def test_weights_of_other_shapes_may_be_set():
+    model = MLPRegressor(**SMALL).fit(X, SUM)
+    model.coefs_, model.intercepts_ = [np.ones((4, 7)), np.ones((7, 1))], [np.ones(7), np.ones(1)]
+    assert model.predict(X).shape == (60,)
+    with pytest.raises(ValueError, match=r"`coefs_` were set to other shapes.*\(5, 5\).*\(5, 7\).*warm_start=True"):
+        model.partial_fit(X, SUM)
+    assert model.set_params(warm_start=True).fit(X, SUM).partial_fit(X, SUM).coefs_[0].shape == (4, 7)
+
+
+@pytest.mark.parametrize("options", [{}, {"early_stopping": True}])
+def test_a_warm_fit_after_lbfgs(options):
+    model = MLPRegressor(solver="lbfgs", warm_start=True, **SMALL).fit(X, SUM)
+    model.set_params(solver="adam", **options).fit(X, SUM)
+    assert len(model.loss_curve_) == model.n_iter_ == 6
 
 
 @pytest.mark.parametrize("options", [{"solver": "sgd"}, {"solver": "adam"}, {"solver": "sgd", "momentum": 0.0}])

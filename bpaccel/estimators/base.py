@@ -169,10 +169,13 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
         self._keep_weights(network.weights)
         self._best_weights = network.weights
         if self.solver != "lbfgs":
-            self.loss_curve_ = []
-            self._no_improvement_count = 0
-            self.best_loss_ = None if self.early_stopping else math.inf
-            self.validation_scores_ = self.validation_loss_curve_ = self.best_validation_score_ = None
+            self._begin_curves()
+
+    def _begin_curves(self):
+        self.loss_curve_ = []
+        self._no_improvement_count = 0
+        self.best_loss_ = None if self.early_stopping else math.inf
+        self.validation_scores_ = self.validation_loss_curve_ = self.best_validation_score_ = None
 
     def _network_targets(self, y, name="y"):
         """Targets for the network, of shape (N, O), from those of an argument that were not trained on."""

@@ -247,7 +247,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     def _check_kind(self, y, name):
         kind, fitted = type_of_target(y, input_name=name), self._label_binarizer.y_type_
-        if kind.startswith("multilabel") != fitted.startswith("multilabel"):
+        kinds = ("binary", "multiclass") if not fitted.startswith("multilabel") else (fitted,)
+        if kind not in kinds:
             raise ValueError(f"`{name}` must be of the kind of the `y` that was fitted, {fitted}; got {kind}.")
         if kind.startswith("multilabel"):
             self._check_columns(y, name)

@@ -53,8 +53,10 @@ def to_sklearn(estimator, kind):
 
 def _in_their_words(estimator, kind):
     """The parameters of scikit-learn's class, and what they cannot say."""
-    values, names = estimator.get_params(deep=False), kind._get_param_names()
-    default = type(estimator)().get_params(deep=False)
+    # Of our class, for a subclass may name other parameters.
+    ours = next(base for base in type(estimator).__mro__ if "_peer" in vars(base))
+    default, names = ours().get_params(deep=False), kind._get_param_names()
+    values = {name: getattr(estimator, name) for name in default}
     if isinstance(values["solver"], Solver) and (words := words_for(values["solver"])) is not None:
         values |= {"learning_rate": "constant", **words}
     if isinstance(values["activation"], (list, tuple)) and len(set(values["activation"])) == 1:
@@ -77,9 +79,9 @@ def _same(value, default):
 
 def from_sklearn(kind, theirs):
     """A copy of one of scikit-learn's estimators as one of our class ``kind``; NumPy's, see `BaseMLP.to`."""
-    names = kind._get_param_names()
-    values = {name: copy.deepcopy(v) for name, v in theirs.get_params(deep=False).items() if name in names}
-    estimator = kind(**values)
+    names, values = kind._get_param_names(), copy.deepcopy(theirs.get_params(deep=False))
+    estimator = kind(**{name: value for name, value in values.items() if name in names})
+    vars(estimator).update(values)  # a subclass may name other parameters
     _copy(theirs, estimator)
     if hasattr(theirs, "coefs_"):
         estimator._keep_weights(_joined(theirs.coefs_, theirs.intercepts_))

@@ -107,6 +107,7 @@ class Descent(_Loop):
         self.incremental = incremental
         goes_on = incremental and hasattr(est, "_optimizer")
         self.optimizer: Any = est._optimizer if goes_on else Optimizer.of(est)
+        self._check_state()
         train, self.validation = None, None
         if given is not None:
             self.validation = validation.own(est, given, objective, rows)
@@ -115,6 +116,16 @@ class Descent(_Loop):
         self.plan = self._plan(rows.n if train is None else len(train), train)
         self.steps = (1 if incremental else est.max_iter) * self.plan.steps_per_epoch
         self.engine = self._choose(self.optimizer.solver, self.plan.batch_size, self.steps)
+
+    def _check_state(self):
+        shapes = [tuple(W.shape) for W in self.network.weights]
+        for group in self.optimizer.state or ():
+            if (kept := [tuple(W.shape) for W in group]) != shapes:
+                raise ValueError(
+                    "`coefs_` were set to other shapes than those of the last training, which `partial_fit` goes on "
+                    f"with: with the intercepts as last rows they were {kept}, and are {shapes}. "
+                    "Use fit with warm_start=True, which begins anew from these weights."
+                )
 
     def _plan(self, n, rows):
         est = self.estimator
@@ -131,6 +142,8 @@ class Descent(_Loop):
     def run(self, tasks):
         est, optimizer, plan, history = self.estimator, self.optimizer, self.plan, self.history
         est._optimizer, est.n_iter_ = optimizer, 0
+        if not hasattr(est, "loss_curve_"):  # the fit before this one was of lbfgs
+            est._begin_curves()
         if self.validation is not None and est.validation_scores_ is None:
             # Of the epochs before this one there is nothing to know.
             est.validation_scores_ = [math.nan] * len(est.loss_curve_)
