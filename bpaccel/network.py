@@ -195,7 +195,7 @@ class Network:
         count = _count(steps, epochs, plan)
         every = whole("record_every", record_every) if record_every is not None else -(-count // 100)
         learning_rate = positive("learning_rate", learning_rate)
-        callbacks = functions("callbacks", callbacks)
+        callbacks = functions("callbacks", callbacks) + ([ProgressBar()] if progress else [])
         solver = "lbfgs" if isinstance(solver, str) and solver == "lbfgs" else solvers.get(solver)
         if solver == "lbfgs" and plan.batch_size < rows.n:
             raise ValueError("`batch_size` does not go with solver='lbfgs', which looks at all rows at once.")
@@ -217,8 +217,6 @@ class Network:
         first = state.step if state else 0
         history = History(**resume.to_dict()) if resume else History()
         history.engine, history.reason = runner.name, reason
-        if progress:
-            callbacks.append(ProgressBar())
         common = {"step": first, "stop": first + count, "every": every, "callbacks": callbacks, "history": history}
         try:
             with rows.backend.active(), training.entered(callbacks):
