@@ -2,12 +2,15 @@
 
 A callback is any function of a `Progress` that returns True to stop. These are classes of them, for ``train(...,
 callbacks=[...])``. A row stands every ``record_every`` steps, and at the last. A callback that has a method
-``finish(network, history)`` is called once more when the training has ended, whoever ended it.
+``finish(network, history)`` is called once more when the training has ended, whoever ended it; one that is a context
+manager is entered before the first step, and left after the last, or where an error ends the training.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from bpaccel.checks import not_negative, positive, whole
 from bpaccel.files import check_place
@@ -96,6 +99,9 @@ class EarlyStopping(_Validation):
 class Checkpoint(_Validation):
     """Save the network while it is trained; each file is replaced as a whole, or not at all.
 
+    Of an estimator that is the `Network` within it, which knows no classes: it predicts a column for each. A pickle of
+    the estimator holds everything.
+
     Parameters
     ----------
     path : str or Path
@@ -148,6 +154,38 @@ class Schedule:
 
     def __call__(self, progress):
         progress.rate = self.rate(progress.step + 1 if self.by == "step" else progress.history.epoch[-1])
+
+
+class ProgressBar:
+    """A bar in the terminal that moves at each row of the history, with the loss, the time that is left, and above it
+    which engine runs and why. It needs rich.
+    """
+
+    def __init__(self):
+        if importlib.util.find_spec("rich") is None:
+            raise ImportError("a progress bar needs rich: pip install 'bpaccel[cli]'.")
+        self._bars: Any = None
+
+    def __enter__(self):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns)
+        self._bars.start()
+        # It only shows that something is going on, until the first row says how many steps there are.
+        self._task = self._bars.add_task("training", total=None)
+        return self
+
+    def __call__(self, progress):
+        history = progress.history
+        if self._bars.tasks[0].total is None:
+            self._bars.console.print(f"engine {history.engine}: {history.reason}", highlight=False)
+        done = min(progress.step + 1, progress.stop)
+        self._bars.update(self._task, completed=done, total=progress.stop, description=f"loss {history.loss[-1]:.6g}")
+
+    def __exit__(self, *error):
+        self._bars.stop()
+        self._bars = None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,13 @@ def share(name, value):
     return float(value)
 
 
+def functions(name, values):
+    """A list or tuple of functions, as a new list."""
+    if not isinstance(values, (list, tuple)) or not all(map(callable, values)):
+        raise ValueError(f"`{name}` must be a list of functions; got {values!r}.")
+    return list(values)
+
+
 def seed(value):
     """A whole number from 0 to 2**32 - 1, NumPy's range, or None."""
     whole_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -42,6 +42,9 @@ def numbers(x, name="X"):
         except ValueError as error:
             message = f"`{name}` must be a rectangular array of numbers; got lists of different lengths."
             raise ValueError(message) from error
+    if str(getattr(x, "layout", "")).startswith("torch.sparse"):
+        raise ValueError(f"`{name}` must be dense; got a tensor of layout {x.layout}. Use {name}.to_dense(), or give "
+                         f"a sparse array of SciPy's.")  # fmt: skip
     if dtype_name(x) not in _NUMBERS:
         what = "text or objects" if not dtype_name(x).startswith("complex") else "complex numbers"
         raise ValueError(f"`{name}` must be real numbers; got {what} (dtype {x.dtype}). "
@@ -188,18 +191,19 @@ def one_hot(labels):
     return classes, Y
 
 
-def check_targets(y, loss):
-    """Raise ValueError unless the loss can be asked for all of ``y``."""
+def check_targets(y, loss, name="y"):
+    """Raise ValueError unless the loss can be asked for all of ``y``, an argument of that name."""
     low, high = loss.targets
     if math.isinf(low) and math.isinf(high):
         return
     host = library_of(y).to_numpy(y)
     if loss.outputs == ("softmax",) and not np.allclose(host.sum(axis=1), 1.0, rtol=0, atol=1e-3):
         message = (
-            "`y` must be one-hot, or probabilities that sum to 1 in each row, for a softmax output. Use bp.one_hot."
+            f"`{name}` must be one-hot, or probabilities that sum to 1 in each row, for a softmax output. "
+            "Use bp.one_hot."
         )
         raise ValueError(message)
     least, most = float(host.min()), float(host.max())
     if least < low or most > high:
         rule = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
-        raise ValueError(f"`y` must be {rule} for loss={loss.name!r}; got values from {least:g} to {most:g}.")
+        raise ValueError(f"`{name}` must be {rule} for loss={loss.name!r}; got values from {least:g} to {most:g}.")

@@ -136,6 +136,8 @@ class Progress:
     totals : numpy.ndarray of shape (k, 4), or None
         Weight, loss, |error| and penalty, each summed, of the steps since the row before (of a full batch, of the last
         steps only); None for L-BFGS.
+    stop : int
+        The step after the last, if nothing ends the training before.
     """
 
     network: Any
@@ -143,3 +145,4 @@ class Progress:
     step: int
     rate: float
     totals: Any = None
+    stop: int | None = None

@@ -161,8 +161,8 @@ def _find(loss):
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, tuple) and len(loss) == 2 and all(map(callable, loss)):
-        value, derivative = loss
-        return Loss("custom", lambda y, l, xp: value(y, l), lambda y, l, xp: -derivative(y, l))
+        value, derivative = (_whole(function, what) for function, what in zip(loss, ("value", "derivative")))
+        return Loss("custom", value, lambda y, l, xp: -derivative(y, l, xp))
     if isinstance(loss, str):
         name, _, text = loss.partition(":")
         if name in FAMILIES:
@@ -172,6 +172,21 @@ def _find(loss):
     raise ValueError(
         f"`loss` must be one of {', '.join([*LOSSES, *FAMILIES])}, or a pair (value, derivative); got {loss!r}."
     )
+
+
+def _whole(function, what):
+    """A function of one's own, held to a number for each output: a sum of them would be broadcast, and be wrong."""
+
+    def checked(y, l, xp):
+        result = function(y, l)
+        shape = getattr(result, "shape", None)
+        if shape is None or tuple(shape) != tuple(l.shape):
+            got = "a plain number" if shape is None else f"one of shape {tuple(shape)}"
+            raise ValueError(f"`loss`: your {what} must return an array of shape {tuple(l.shape)}, a number for each "
+                             f"output of each row; got {got}. Do not sum or average it.")  # fmt: skip
+        return result
+
+    return checked
 
 
 def _family(name, text):

@@ -11,7 +11,8 @@ from bpaccel import activations as _activations
 from bpaccel import core, losses, solvers, storage, training
 from bpaccel.backends import BackendError, backend_of, resolve
 from bpaccel.backends import backend as _backend_of_name
-from bpaccel.checks import not_negative, positive, share, sizes, whole
+from bpaccel.callbacks import ProgressBar
+from bpaccel.checks import functions, not_negative, positive, share, sizes, whole
 from bpaccel.checks import seed as checked_seed
 from bpaccel.data import Rows, check_targets, dense, float_dtype, matrix, numbers, targets
 from bpaccel.dropout import Dropout
@@ -168,7 +169,7 @@ class Network:
             Steps between rows of the history; by default there are about 100 rows.
         callbacks : sequence of callable
             Each is called with a `bpaccel.training.Progress` at each row; True ends the training. `bpaccel.callbacks`
-            has early stopping, checkpoints and schedules of the rate.
+            has early stopping, checkpoints, schedules of the rate and a progress bar.
         resume : History, optional
             Of an earlier training of this network, which then goes on as if it had never stopped: ``steps`` or
             ``epochs`` count the further ones, at ``learning_rate``, whatever a callback had made of it.
@@ -192,19 +193,14 @@ class Network:
         count = _count(steps, epochs, plan)
         every = whole("record_every", record_every) if record_every is not None else -(-count // 100)
         learning_rate = positive("learning_rate", learning_rate)
-        if not isinstance(callbacks, (list, tuple)) or not all(map(callable, callbacks)):
-            raise ValueError(f"`callbacks` must be a list of functions; got {callbacks!r}.")
+        callbacks = functions("callbacks", callbacks) + ([ProgressBar()] if progress else [])
         solver = "lbfgs" if isinstance(solver, str) and solver == "lbfgs" else solvers.get(solver)
         if solver == "lbfgs" and plan.batch_size < rows.n:
             raise ValueError("`batch_size` does not go with solver='lbfgs', which looks at all rows at once.")
-        if solver == "lbfgs" and clip is not None:
-            raise ValueError("`clip` does not go with solver='lbfgs', whose line search needs the gradient as it is.")
         if share("dropout", dropout) > 0:
             objective = replace(objective, dropout=Dropout(float(dropout), plan.seed))
-        if solver == "lbfgs" and dropout > 0:
-            raise ValueError(
-                "`dropout` does not go with solver='lbfgs', whose line search needs one and the same loss."
-            )
+        if solver == "lbfgs":
+            training.check_minimise(clip, dropout)
         state = _resumed(resume, solver, plan, (self.layer_sizes, self.bias))
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
         # A resumed training keeps its engine where it can: the number of further steps must not change the bits.
@@ -219,10 +215,9 @@ class Network:
         first = state.step if state else 0
         history = History(**resume.to_dict()) if resume else History()
         history.engine, history.reason = runner.name, reason
-        callbacks = list(callbacks)
         common = {"step": first, "stop": first + count, "every": every, "callbacks": callbacks, "history": history}
         try:
-            with rows.backend.active(), training.bar(history, first, count, callbacks, show=progress):
+            with rows.backend.active(), training.entered(callbacks):
                 if solver == "lbfgs":
                     training.minimise(self, weights, runner, plan, **common)
                 else:

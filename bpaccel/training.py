@@ -113,7 +113,7 @@ def descend(network, weights, engine, solver, plan, *, step, stop, rate, every, 
             step, done = end, (end, weights, arrays)
             network.weights = weights
             if callbacks and since is not None:
-                progress = Progress(network, history, history.step[-1], rate, since)
+                progress = Progress(network, history, history.step[-1], rate, since, stop)
                 if _asked_to_stop(callbacks, progress):
                     history.stopped = "callback"
                     break
@@ -177,6 +177,17 @@ def _asked_to_stop(callbacks, progress):
     return any(isinstance(answer, (bool, np.bool_)) and answer for answer in answers)
 
 
+@contextlib.contextmanager
+def entered(callbacks):
+    """A context within that of each callback that is a context manager: it begins and ends with the training, also
+    where that ends in an error."""
+    with contextlib.ExitStack() as stack:
+        for callback in callbacks:
+            if hasattr(callback, "__enter__"):
+                stack.enter_context(callback)
+        yield
+
+
 def _finish(callbacks, network, history):
     for callback in callbacks:
         if hasattr(callback, "finish"):
@@ -238,6 +249,14 @@ def _diverged(network, engine, solver, plan, cuts, end, history):
     return DivergenceError(message, here.step, history)
 
 
+def check_minimise(clip, dropout):
+    """Raise ValueError for what does not go with L-BFGS."""
+    if clip is not None:
+        raise ValueError("`clip` does not go with solver='lbfgs', whose line search needs the gradient as it is.")
+    if dropout:
+        raise ValueError("`dropout` does not go with solver='lbfgs', whose line search needs one and the same loss.")
+
+
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, history, options=None):
     """Take at most ``stop - step`` iterations of L-BFGS-B (SciPy's), over the engine's sums of all rows.
@@ -285,7 +304,7 @@ def minimise(network, weights, engine, plan, *, step, stop, every, callbacks, hi
         due = step % every == 0 or last
         if due and history.step[-1:] != [step]:
             history.append(step, step, *looked[vector.tobytes()], 1.0, time.perf_counter() - began)
-            if _asked_to_stop(callbacks, Progress(network, history, step, 1.0)):
+            if _asked_to_stop(callbacks, Progress(network, history, step, 1.0, None, stop)):
                 history.stopped = "callback"
                 raise StopIteration  # SciPy takes it for the end, and returns what it has
 
@@ -330,26 +349,3 @@ def _named(function):
         function(intermediate_result)
 
     return callback
-
-
-@contextlib.contextmanager
-def bar(history, first, count, callbacks, *, show):
-    """A progress bar that moves at each row of the history, and a line that says which engine runs and why."""
-    if not show:
-        yield
-        return
-    try:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError as error:
-        raise ImportError("progress=True needs rich: pip install 'bpaccel[cli]'.") from error
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bars:
-        bars.console.print(f"engine {history.engine}: {history.reason}", highlight=False)
-        task = bars.add_task("training", total=count)
-
-        def show_row(progress):
-            loss = progress.history.loss[-1]
-            bars.update(task, completed=min(progress.step - first + 1, count), description=f"loss {loss:.6g}")
-
-        callbacks.append(show_row)
-        yield

@@ -55,6 +55,12 @@ def place(request):
 
 
 @pytest.fixture(scope="session")
+def usable():
+    """A function that skips, or fails where it must run, unless the library of a name is usable."""
+    return _usable
+
+
+@pytest.fixture(scope="session")
 def host_cuda():
     """The stand-in for CuPy that runs CUDA kernels on the CPU; it needs g++."""
     import host_cuda

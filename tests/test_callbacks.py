@@ -11,7 +11,7 @@ import pytest
 
 import bpaccel as bp
 from bpaccel import storage
-from bpaccel.callbacks import Checkpoint, Cosine, EarlyStopping, Schedule, StepDecay, Warmup
+from bpaccel.callbacks import Checkpoint, Cosine, EarlyStopping, ProgressBar, Schedule, StepDecay, Warmup
 from bpaccel.history import Progress
 
 RANDOM = np.random.default_rng(0)
@@ -213,3 +213,49 @@ def test_callbacks_can_be_pickled_before_and_after_training(tmp_path):
 def test_arguments_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_progress_bar_counts_the_steps_and_names_the_engine(capsys):
+    pytest.importorskip("rich")
+    bar = ProgressBar()
+    _, history = train(bar, steps=30, record_every=7)
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert f"engine {history.engine}: {history.reason}" in out
+    assert "30/30" in out
+    train(bar, steps=4, solver="lbfgs", learning_rate=1.0)  # and again, for another training
+    assert "4/4" in capsys.readouterr().out
+    pickle.loads(pickle.dumps(bar))
+
+
+class Entered:
+    """A callback that is a context manager."""
+
+    def __init__(self, error=None):
+        self.error, self.seen = error, []
+
+    def __enter__(self):
+        self.seen.append("enter")
+
+    def __call__(self, progress):
+        self.seen.append((progress.step, progress.stop))
+        if self.error:
+            raise self.error
+
+    def __exit__(self, kind, error, trace):
+        self.seen.append(kind)
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_a_callback_that_is_a_context_manager_is_left_also_after_an_error(solver):
+    fine, broken = Entered(), Entered(ArithmeticError("no"))
+    train(fine, steps=2, solver=solver)
+    assert fine.seen == ["enter", *((step, 2) for step in range(3 if solver == "lbfgs" else 2)), None]
+    with pytest.raises(ArithmeticError):
+        train(broken, steps=2, solver=solver)
+    assert broken.seen == ["enter", (0, 2), ArithmeticError]
+
+
+def test_without_rich_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'bpaccel\[cli\]'"):
+        ProgressBar()

@@ -11,7 +11,7 @@ import sklearn.neural_network as theirs
 from sklearn.base import clone
 
 import bpaccel as ours
-from bpaccel.solvers import Adam
+from bpaccel.solvers import Adam, GradientDescent, Momentum, Nesterov, RMSprop
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -101,7 +101,7 @@ def test_parameters_alone_are_converted_too():
 
 @pytest.mark.parametrize("options", [
     {"activation": "softplus"}, {"activation": ["relu", "tanh"], "hidden_layer_sizes": (3, 3)}, {"solver": "adamw"},
-    {"solver": Adam()}, {"clip": 1.0}, {"l1": 0.1}, {"dropout": 0.5}, {"class_weight": "balanced"},
+    {"solver": RMSprop()}, {"clip": 1.0}, {"l1": 0.1}, {"dropout": 0.5}, {"class_weight": "balanced"},
     {"callbacks": [print]},
 ], ids=str)  # fmt: skip
 def test_what_scikit_learn_cannot_say_is_named(options):
@@ -110,6 +110,53 @@ def test_what_scikit_learn_cannot_say_is_named(options):
         ours.MLPClassifier(**options).to_sklearn()
     with pytest.raises(ValueError, match="has no word for loss='huber:0.5'"):
         ours.MLPRegressor(loss="huber:0.5").to_sklearn()
+
+
+@pytest.mark.parametrize(("solver", "words"), [
+    (Adam(beta_1=0.5, epsilon=1e-6), {"solver": "adam", "beta_1": 0.5, "epsilon": 1e-6}),
+    (GradientDescent(), {"solver": "sgd", "momentum": 0.0}),
+    (Momentum(0.7), {"solver": "sgd", "momentum": 0.7, "nesterovs_momentum": False}),
+    (Nesterov(0.7), {"solver": "sgd", "momentum": 0.7, "nesterovs_momentum": True}),
+])  # fmt: skip
+def test_a_solver_that_scikit_learn_has_is_put_in_its_words(solver, words):
+    y = TARGETS["MLPRegressor"]
+    options = {"random_state": 3, "hidden_layer_sizes": (7,), "max_iter": 4, "learning_rate_init": 0.02}
+    one = ours.MLPRegressor(solver=solver, learning_rate="adaptive", callbacks=[], **options).fit(X, y)
+    other = one.to_sklearn()
+    assert {name: getattr(other, name) for name in words} == words
+    _assert_same(ours.MLPRegressor.from_sklearn(other.fit(X, y)), one)  # no solver of one's own has a schedule
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_the_optimizer_is_converted_as_it_is_and_not_as_the_parameters_are_now(training):
+    """Those may have been set since; `partial_fit` goes on with the optimizer, in both libraries."""
+    y, options = TARGETS["MLPRegressor"], _options(training)
+    later = {"solver": "sgd" if training.startswith("adam") else "adam", "beta_1": 0.3, "beta_2": 0.9, "momentum": 0.2,
+             "learning_rate_init": 0.7, "power_t": 0.1, "learning_rate": "constant", "epsilon": 0.1}  # fmt: skip
+    one = ours.MLPRegressor(**copy.deepcopy(options)).fit(X, y).set_params(**later)
+    other = theirs.MLPRegressor(**copy.deepcopy(options)).fit(X, y).set_params(**later)
+    models = [one, other, one.to_sklearn(), ours.MLPRegressor.from_sklearn(other)]
+    for model in models:
+        for _ in range(2):
+            model.partial_fit(X, y)
+    for model in models[1:]:
+        _assert_same(one, model)
+
+
+def test_the_rate_that_a_callback_has_set_is_converted():
+    def slower(progress):
+        progress.rate = 1e-4
+
+    y = TARGETS["MLPRegressor"]
+    one = ours.MLPRegressor(**_options("adam"), callbacks=[slower]).fit(X, y)
+    _assert_same(one.set_params(callbacks=()).partial_fit(X, y), one.to_sklearn())
+    _assert_same(one.partial_fit(X, y), ours.MLPRegressor.from_sklearn(one.to_sklearn()))
+
+
+def test_a_solver_of_an_earlier_training_that_scikit_learn_does_not_have_is_named():
+    model = ours.MLPRegressor(solver="adamw", max_iter=2).fit(X, SUM).set_params(solver="adam")
+    with pytest.raises(ValueError, match=r"no word for the solver of the last training, adamw\("):
+        model.to_sklearn()
 
 
 def test_another_class_is_refused():

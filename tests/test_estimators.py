@@ -84,11 +84,16 @@ def test_the_same_numbers(target, solver, activation):
     _fit_and_compare(target, solver, activation, X, None)
 
 
-@pytest.mark.parametrize("container", [sparse.csr_array, sparse.csc_matrix])
+ROWS = {"dense": X, "csr": sparse.csr_array(X), "csc": sparse.csc_matrix(X)}
+
+
+@pytest.mark.parametrize(("rows", "weight"), [("dense", WEIGHT), ("csr", None), ("csr", WEIGHT), ("csc", WEIGHT)],
+                         ids=["weights", "csr", "csr, weights", "csc, weights"])  # fmt: skip
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("solver", ["nesterov", "stopped", "lbfgs"])
-def test_the_same_numbers_of_sparse_rows_with_weights(target, solver, container):
-    _fit_and_compare(target, solver, "tanh", container(X), WEIGHT)
+def test_the_same_numbers_of_sparse_rows_and_with_weights(target, solver, activation, rows, weight):
+    _fit_and_compare(target, solver, activation, ROWS[rows], weight)
 
 
 def _fit_and_compare(target, solver, activation, rows, weight):
@@ -235,6 +240,8 @@ def test_partial_fit_is_refused_as_there():
         with pytest.raises(ValueError, match="classes must be passed on the first call to partial_fit"):
             model.partial_fit(X, y)
         model.partial_fit(X, y, classes=["no", "yes"])
+        with pytest.raises(ValueError, match=r"`classes=\['no', 'maybe'\]` is not the same .* was: array"):
+            model.partial_fit(X, y, classes=["no", "maybe"])
         with pytest.raises(ValueError, match="`y` has classes not in `self.classes_`"):
             model.partial_fit(X, np.full(90, "maybe"))
         with pytest.raises(ValueError, match="partial_fit does not support early_stopping=True"):

@@ -15,7 +15,7 @@ from sklearn.base import clone
 from bpaccel import MLPClassifier, MLPRegressor
 from bpaccel.backends import BackendError, backend_of
 from bpaccel.backends import backend as backend_of_name
-from bpaccel.estimators import base
+from bpaccel.estimators import fitted
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -183,7 +183,7 @@ def test_a_pickled_model_opens_where_its_library_is_absent(monkeypatch):
     def absent(name):
         raise BackendError(f"backend {name!r} is not usable")
 
-    monkeypatch.setattr(base, "backend_of_name", absent)
+    monkeypatch.setattr(fitted, "backend_of_name", absent)
     model = pickle.loads(text)
     assert set(model.predict(X)) <= {0, 1}
     assert isinstance(model.coefs_[0], np.ndarray)

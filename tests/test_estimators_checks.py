@@ -7,7 +7,7 @@ pytest.importorskip("sklearn")
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bpaccel import MLPClassifier, MLPRegressor
-from bpaccel.backends import why_not
+from bpaccel.libraries import LIBRARIES
 
 # The checks themselves warn: that nothing converged in so few epochs, that a check was skipped.
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning",
@@ -15,8 +15,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 
 
 @parametrize_with_checks([MLPClassifier(max_iter=100), MLPRegressor(max_iter=100)])
-def test_scikit_learns_checks(estimator, check):
-    wanted = check.keywords.get("array_namespace")
-    if wanted == "cupy" and why_not("cupy"):
-        pytest.skip(why_not("cupy"))  # installed without a GPU, it fails before anything of ours is called
+def test_scikit_learns_checks(estimator, check, usable):
+    # scikit-learn skips what is missing, also where it must run, or, of CuPy without a GPU, fails.
+    for wanted in check.keywords.values():
+        library = getattr(wanted, "xp", wanted)  # of checks that mix two, a pair with the device
+        if library in LIBRARIES:
+            usable(library)
     check(estimator)

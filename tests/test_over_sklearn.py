@@ -21,7 +21,7 @@ from sklearn.utils import compute_sample_weight
 from bpaccel import MLPClassifier, MLPRegressor, load
 from bpaccel.backends import backend as backend_of_name
 from bpaccel.backends import backend_of
-from bpaccel.callbacks import Checkpoint, EarlyStopping, Schedule, StepDecay
+from bpaccel.callbacks import Checkpoint, EarlyStopping, ProgressBar, Schedule, StepDecay
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -194,7 +194,7 @@ def test_adamw_and_rmsprop():
         np.testing.assert_allclose(np.abs(moved), length, rtol=1e-3)
 
 
-def test_callbacks(tmp_path):
+def test_callbacks(tmp_path, capsys):
     _lacks("MLPRegressor", callbacks=[])
     halves = Schedule(StepDecay(0.01, every=2), by="epoch")
     model = MLPRegressor(**SMALL, learning_rate_init=0.01, callbacks=[halves, Checkpoint(tmp_path / "net.safetensors")])
@@ -206,6 +206,11 @@ def test_callbacks(tmp_path):
     stopped = MLPRegressor(**SMALL, learning_rate_init=0.1, callbacks=[patient]).fit(X, SUM)
     assert stopped.history_.stopped == "callback"
     assert stopped.n_iter_ == np.argmin(patient.losses) + 3 < 6
+    MLPRegressor(**SMALL, callbacks=[ProgressBar()]).fit(X, SUM)
+    assert "6/6" in capsys.readouterr().out
+    if hasattr(ours := MLPRegressor(**SMALL), "set_callbacks"):  # tests/test_estimators_tasks.py looks closer
+        assert ours.set_callbacks() is ours
+        assert not hasattr(theirs.MLPRegressor(), "set_callbacks")
 
 
 def test_both_ways_to_scikit_learn(tmp_path):

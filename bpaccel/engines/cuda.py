@@ -94,7 +94,8 @@ class Cuda(Engine):
     @classmethod
     def refuses(cls, objective, rows, solver):
         if not cls.reaches(rows.backend):
-            return f"it computes on a CUDA device, and the rows are on {rows.backend.name}. Use backend='cupy'."
+            return (f"it computes on a CUDA device, and the rows are on {rows.backend.name}. "
+                    "Use backend='cupy', or give CuPy arrays.")  # fmt: skip
         if trouble := cls.trouble():
             return f"it needs CuPy, which is {trouble}."
         if not objective.known:

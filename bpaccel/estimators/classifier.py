@@ -1,5 +1,6 @@
 """MLPClassifier: which class a row belongs to."""
 
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -10,10 +11,10 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import compute_sample_weight
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import type_of_target, unique_labels
+from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
 
 from bpaccel.backends import backend_of
-from bpaccel.estimators import door
+from bpaccel.estimators import door, validation
 from bpaccel.estimators.base import BaseMLP
 
 
@@ -31,7 +32,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     activation : str, Activation or list of them
         Of all hidden layers, or of each: logistic (or sigmoid), tanh, relu, identity, leaky_relu, elu, softplus, exp.
     solver : {"lbfgs", "sgd", "adam", "adamw", "rmsprop"} or Solver
-        lbfgs looks at all rows at once; an instance brings hyperparameters of its own.
+        lbfgs looks at all rows at once; an instance brings hyperparameters of its own. adamw lets the weights decay at
+        a rate of 0.01 beside the penalty ``alpha``: set that to 0 for the decay alone, and its rate with
+        ``AdamW(weight_decay=...)``.
     alpha : float
         The L2 penalty of the weights without the intercepts; divided by the weight of a batch's rows, as their loss.
     batch_size : int or "auto"
@@ -52,7 +55,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     verbose : bool or int
         Whether to print a line an epoch.
     warm_start : bool
-        Whether `fit` goes on from the weights of the last one.
+        Whether `fit` goes on from the weights of the last one, with its hidden layers and in its dtype.
     momentum : float
     nesterovs_momentum : bool
         Of sgd.
@@ -75,7 +78,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     dropout : float
         The share of the hidden units that are silent in each step; see `bpaccel.dropout`. Not for lbfgs.
     callbacks : sequence of callable
-        Each is called with a `bpaccel.history.Progress` at each epoch; True ends the training.
+        Each is called with a `bpaccel.history.Progress` at each epoch; True ends the training. `bpaccel.callbacks` has
+        some; targets given to them, or to the network that they see, are as for `fit`. scikit-learn's own callbacks
+        (``sklearn.callback``) go to ``set_callbacks``; `fit` tells them of each epoch.
     engine : str or type
         How to compute, see `bpaccel.Network.train`; ``history_.reason`` says why the automatic choice was made.
     threads : int or None
@@ -83,7 +88,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     Attributes
     ----------
     classes_ : array of shape (C,)
-        Where X was; text on the host.
+        Where X was; text, and numbers that are not to be had there, on the host.
     coefs_, intercepts_ : list of arrays of shapes (I, O) and (O,)
         Where X was. May be set.
     loss_ : float
@@ -93,7 +98,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     best_loss_ : float or None
         None with early stopping.
     validation_scores_, validation_loss_curve_ : list of float, or None
-        Of each epoch, if there are rows to validate on; the loss is without the penalty.
+        Of each epoch, if there are rows to validate on, else nan if an earlier or later fit had some; the loss is
+        without the penalty.
     best_validation_score_ : float or None
     n_iter_, t_ : int
         Epochs (iterations of lbfgs), and rows seen in all.
@@ -133,14 +139,14 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         sample_weight : array of shape (N,), optional
             How much each row counts.
         X_val, y_val, sample_weight_val : optional
-            Rows that are not trained on: their loss and score are kept for each epoch, and with
-            ``early_stopping=True`` they decide when to stop, in place of a part of X.
+            Rows that are not trained on, with targets of the same kind: their loss and score are kept for each epoch,
+            and with ``early_stopping=True`` they decide when to stop, in place of a part of X.
 
         Returns
         -------
         self
         """
-        return self._fit(X, y, sample_weight, self._own_validation(X_val, y_val, sample_weight_val))
+        return self._fit(X, y, sample_weight, validation.given(self, X_val, y_val, sample_weight_val))
 
     @available_if(lambda self: self._is_stochastic())
     @_fit_context(prefer_skip_nested_validation=True)
@@ -162,19 +168,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if self.class_weight == "balanced":
             raise ValueError("class_weight='balanced' does not go with partial_fit, which never sees all rows. "
                              "Use sklearn.utils.compute_class_weight, and give a dict.")  # fmt: skip
-        y = door.on_host(y)
-        if classes is not None:
-            classes = unique_labels(door.on_host(classes))
-        if not hasattr(self, "classes_"):
-            if classes is None:
-                raise ValueError("classes must be passed on the first call to partial_fit.")
-            multilabel = type_of_target(y).startswith("multilabel")
-            self._label_binarizer = LabelBinarizer().fit(y if multilabel else classes)
-            self.classes_ = classes
-        elif classes is not None and not np.array_equal(door.on_host(self.classes_), classes):
-            raise ValueError(f"`classes={classes!r}` is not the same as on last call to partial_fit, was: "
-                             f"{self.classes_!r}")  # fmt: skip
-        return self._fit(X, y, sample_weight, incremental=True)
+        return self._fit(X, y, sample_weight, incremental=True, classes=classes)
 
     def predict(self, X):
         """The class of each row.
@@ -186,7 +180,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         Returns
         -------
         array of shape (N,) or (N, O)
-            Where X is; text labels on the host.
+            Where X is; on the host if ``classes_`` are.
         """
         return self._labels(self._outputs(X, "predict"))
 
@@ -206,8 +200,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     def predict_log_proba(self, X):
         """The logarithm of `predict_proba`."""
-        xp = self._home().xp if hasattr(self, "coefs_") else np
-        return xp.log(self._probabilities(X, "predict_log_proba"))
+        probabilities = self._probabilities(X, "predict_log_proba")
+        return backend_of(probabilities).xp.log(probabilities)
 
     def score(self, X, y, sample_weight=None):
         """The accuracy on some rows: the share of those whose class, or whose labels, are all right.
@@ -224,6 +218,15 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         """
         predicted = door.on_host(self._labels(self._outputs(X, "score")))
         return float(accuracy_score(door.on_host(y), predicted, sample_weight=door.on_host(sample_weight)))
+
+    def _learn_classes(self, y, classes):
+        # scikit-learn's own rules and words, for classes that may be of any library.
+        known = SimpleNamespace(classes_=door.on_host(getattr(self, "classes_", None)))
+        if _check_partial_fit_first_call(known, door.on_host(classes)):
+            y = door.on_host(y)
+            multilabel = type_of_target(y).startswith("multilabel")
+            self._label_binarizer = LabelBinarizer().fit(y if multilabel else known.classes_)
+            self.classes_ = known.classes_
 
     def _learn_targets(self, y, incremental):
         if not hasattr(self, "classes_") or not (self.warm_start or incremental):
@@ -242,6 +245,16 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if len(np.setdiff1d(classes, known, assume_unique=True)):
             raise ValueError(f"`y` has classes not in `self.classes_`. `self.classes_` has {known}. 'y' has {classes}.")
 
+    def _check_kind(self, y, name):
+        kind, fitted = type_of_target(y, input_name=name), self._label_binarizer.y_type_
+        kinds = ("binary", "multiclass") if not fitted.startswith("multilabel") else (fitted,)
+        if kind not in kinds:
+            raise ValueError(f"`{name}` must be of the kind of the `y` that was fitted, {fitted}; got {kind}.")
+        if kind.startswith("multilabel"):
+            self._check_columns(y, name)
+        else:
+            self._check_classes(y)
+
     def _encoded(self, y):
         return self._label_binarizer.transform(y).astype(bool)
 
@@ -251,7 +264,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def _class_weighted(self, sample_weight, y):
         if self.class_weight is None:
             return sample_weight
+        listed = isinstance(self.class_weight, list)
+        if listed and (y.ndim == 1 or not all(isinstance(weights, dict) for weights in self.class_weight)):
+            raise ValueError("`class_weight` must be a dict {class: weight}, 'balanced' or None; for several labels a "
+                             f"row, a list of a dict for each. Got {self.class_weight!r}.")  # fmt: skip
         weight = compute_sample_weight(self.class_weight, y)
+        if not np.all(weight >= 0):
+            raise ValueError(f"`class_weight` must hold numbers of at least 0; got {self.class_weight!r}.")
         return weight if sample_weight is None else weight * sample_weight
 
     def _probabilities(self, X, method):

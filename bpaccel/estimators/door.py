@@ -32,6 +32,11 @@ def is_foreign(X):
     return backend_of(X).library.name != "numpy"
 
 
+def same_place(home, other):
+    """Whether two backends are one library on one device."""
+    return (home.library.name, str(home.device)) == (other.library.name, str(other.device))
+
+
 def training_data(estimator, X, y, *, reset, y_numeric=False):
     """Rows and targets for fit.
 
@@ -68,7 +73,7 @@ def training_data(estimator, X, y, *, reset, y_numeric=False):
 def rows_to_predict(estimator, X, home, method):
     """X for predict: of the library and the device, ``home`` (a `Backend`), that the estimator was fitted on."""
     place = backend_of(X)
-    if (place.library.name, str(place.device)) != (home.library.name, str(home.device)):
+    if not same_place(place, home):
         message = (
             f"Inputs passed to {type(estimator).__name__}.{method}() must use the same namespace and the same device "
             f"as those passed to fit(): that was {home.name}, and these are on {place.name}. "
@@ -89,7 +94,9 @@ def sample_weights(sample_weight, n):
 
 def _foreign(estimator, X, reset):
     X = matrix(X)
-    _check_n_features(estimator, X, reset=reset)
+    if X.shape[1] == 0:
+        raise ValueError(f"Found array with 0 feature(s) (shape={tuple(X.shape)}) while a minimum of 1 is required by "
+                         f"{type(estimator).__name__}.")  # fmt: skip
     backend = backend_of(X)
     X = backend.asarray(X, float_dtype(X, backend))
     xp = backend.xp
@@ -97,4 +104,5 @@ def _foreign(estimator, X, reset):
         what = "NaN" if bool(xp.any(xp.isnan(X))) else f"infinity or a value too large for {dtype_name(X)}"
         raise ValueError(f"Input X contains {what}. {type(estimator).__name__} takes finite numbers only: "
                          "impute missing values or drop their rows first.")  # fmt: skip
+    _check_n_features(estimator, X, reset=reset)
     return X

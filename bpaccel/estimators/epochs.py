@@ -10,12 +10,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils import shuffle
 
-from bpaccel import core
 from bpaccel.history import Plan
 from bpaccel.objective import Objective
-from bpaccel.solvers import Adam, Solver
-
-READ_ROWS = 2**14  # rows of the validation data that are looked at together
 
 
 @dataclass(frozen=True)
@@ -61,94 +57,6 @@ class Epochs(Plan):
         return stops - starts
 
 
-@dataclass
-class Optimizer:
-    """Where a training stands beside the weights: what `partial_fit` goes on from.
-
-    Attributes
-    ----------
-    solver : Solver
-    rate_init, power_t : float
-    schedule : {"constant", "invscaling", "adaptive"}
-    rate : float
-        What the next epoch's steps are multiplied with.
-    t : int
-        Steps taken.
-    state : tuple of lists of arrays, or None
-        The solver's, where the rows were.
-    """
-
-    solver: Solver
-    rate_init: float
-    schedule: str = "constant"
-    power_t: float = 0.5
-    rate: float = field(init=False)
-    t: int = 0
-    state: Any = None
-
-    def __post_init__(self):
-        self.rate = float(self.rate_init)
-
-    @property
-    def learning_rate(self):
-        """The rate, as scikit-learn shows it: Adam's with the correction of its first steps."""
-        if isinstance(self.solver, Adam) and self.t:
-            return self.rate * math.sqrt(1 - self.solver.beta_2**self.t) / (1 - self.solver.beta_1**self.t)
-        return self.rate
-
-    def end_epoch(self, rows_seen):
-        """Lower the rate as the schedule has it, after so many rows in all."""
-        if self.schedule == "invscaling":
-            self.rate = self.rate_init / (rows_seen + 1) ** self.power_t
-
-    def stop(self, why, verbose):
-        """Whether to stop, as nothing improves; if not, with a smaller rate."""
-        adaptive = self.schedule == "adaptive"
-        stop = not adaptive or self.rate <= 1e-6
-        if not stop:
-            self.rate /= 5.0
-        if verbose:
-            what = f"Setting learning rate to {self.rate:f}" if not stop else "Stopping."
-            print(f"{why} {'Learning rate too small. ' if stop and adaptive else ''}{what}")
-        return stop
-
-
-class Validation:
-    """Rows that are not trained on, to be scored after each epoch.
-
-    Parameters
-    ----------
-    objective : Objective
-    rows : Rows
-    order : numpy.ndarray of int or None
-        Which of the rows; all, if None.
-    score : callable
-        ``(outputs, y, sample_weight) -> float``, of NumPy arrays of shapes (n, O), (n, O) and (n,) or None.
-    """
-
-    def __init__(self, objective, rows, order, score):
-        self.objective, self.rows, self.order, self._score = objective, rows, order, score
-        self.n = rows.n if order is None else len(order)
-
-    def look(self, weights):
-        """The loss, without the penalty, and the score."""
-        to_numpy, xp = self.rows.backend.to_numpy, self.rows.backend.xp
-        totals = np.zeros(4)
-        parts: list[tuple] = []
-        for at in range(0, self.n, READ_ROWS):
-            X, y, w = self.rows.read(at, min(at + READ_ROWS, self.n), self.order)
-            outputs = core.forward(weights, X, self.objective.activations)[-1]
-            value = self.objective.loss.value(y, outputs, xp)
-            totals[0] += X.shape[0] if w is None else float(xp.sum(w))
-            totals[1] += float(xp.sum(value if w is None else value * w[:, None]))
-            parts.append((to_numpy(outputs), to_numpy(y), None if w is None else to_numpy(w)))
-        outputs, y, w = zip(*parts)
-        outputs, y = np.concatenate(outputs), np.concatenate(y)
-        w = None if w[0] is None else np.concatenate(w)
-        score = float(self._score(outputs, y, w)) if np.all(np.isfinite(outputs)) else math.nan
-        return float(self.objective.value(totals)) if totals[0] > 0 else math.nan, score
-
-
 class Monitor:
     """A callback of the training loop that keeps an estimator's records after each epoch, and says when to stop.
 
@@ -159,14 +67,17 @@ class Monitor:
     objective : Objective
     plan : Epochs
     validation : Validation or None
-    stop_early : bool
-        Whether the validation's score decides, instead of the training's loss.
+    tasks : Tasks
+        Gets to know of each epoch.
     """
 
-    def __init__(self, estimator, optimizer, objective, plan, validation, stop_early):
+    def __init__(self, estimator, optimizer, objective, plan, validation, tasks):
         self.estimator, self.optimizer, self.objective = estimator, optimizer, objective
-        self.plan, self.validation, self.stop_early = plan, validation, stop_early
+        self.plan, self.validation, self.tasks = plan, validation, tasks
+        self.stop_early = estimator.early_stopping  # the validation's score decides, instead of the training's loss
         self._sizes = plan.sizes()
+        if not self.stop_early and estimator.best_loss_ is None:  # the fit before this one went by the score
+            estimator.best_loss_ = math.inf
 
     def __call__(self, progress):
         est, optimizer = self.estimator, self.optimizer
@@ -186,6 +97,9 @@ class Monitor:
             if not stop:
                 est._no_improvement_count = 0
         progress.rate = optimizer.rate
+        stop = self.tasks.end() or stop
+        if not stop:
+            self.tasks.begin()
         return stop
 
     def record(self, loss, weights):
@@ -206,6 +120,9 @@ class Monitor:
             gained = not score < est.best_validation_score_ + est.tol
             if score > est.best_validation_score_:
                 est.best_validation_score_, est._best_weights = score, weights
+        elif est.validation_scores_ is not None:  # of an earlier fit: an entry for each epoch, as in the loss curve
+            est.validation_loss_curve_.append(math.nan)
+            est.validation_scores_.append(math.nan)
         if not self.stop_early:
             gained = not loss > est.best_loss_ - est.tol
             if loss < est.best_loss_:

@@ -7,7 +7,7 @@ from sklearn.base import RegressorMixin, _fit_context
 from sklearn.metrics import r2_score
 from sklearn.utils.metaestimators import available_if
 
-from bpaccel.estimators import door
+from bpaccel.estimators import door, validation
 from bpaccel.estimators.base import BaseMLP
 from bpaccel.losses import Loss
 
@@ -56,14 +56,14 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         sample_weight : array of shape (N,), optional
             How much each row counts.
         X_val, y_val, sample_weight_val : optional
-            Rows that are not trained on: their loss and score are kept for each epoch, and with
-            ``early_stopping=True`` they decide when to stop, in place of a part of X.
+            Rows that are not trained on, with as many numbers each: their loss and score are kept for each epoch, and
+            with ``early_stopping=True`` they decide when to stop, in place of a part of X.
 
         Returns
         -------
         self
         """
-        return self._fit(X, y, sample_weight, self._own_validation(X_val, y_val, sample_weight_val))
+        return self._fit(X, y, sample_weight, validation.given(self, X_val, y_val, sample_weight_val))
 
     @available_if(lambda self: self._is_stochastic())
     @_fit_context(prefer_skip_nested_validation=True)
