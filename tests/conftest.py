@@ -4,6 +4,7 @@ A library that is missing is a visible skip with its reason; named in `BPACCEL_R
 """
 
 import os
+import signal
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # float64 on JAX, for tests against NumPy's
 os.environ.pop("BPACCEL_BACKEND", None)
@@ -13,6 +14,9 @@ import hypothesis
 import pytest
 
 from bpaccel.backends import why_not
+
+# A shell that runs the suite in the background has it ignore Ctrl-C, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("bpaccel", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("bpaccel")
