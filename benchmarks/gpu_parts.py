@@ -262,19 +262,18 @@ def _kernels(name, rehearsal):
     return stand_in(kind) if rehearsal and hasattr(kind, "reaches") else kind
 
 
-def _ours(name, cooperative_rows=None):
-    """An engine of ours; ``cooperative_rows`` forces the fused engine's way: up to so many rows, one launch does all
-    steps."""
+def _ours(name, cache_bytes=None):
+    """An engine of ours; ``cache_bytes`` forces the fused engine's way: rows of so many bytes are done in one launch
+    for all steps."""
 
     def make(work, rows, rehearsal):
         kind = _kernels(name, rehearsal)
-        if cooperative_rows is not None:
-            from bpaccel.engines import cuda
-
-            if rows <= kind.share_rows():
-                raise ValueError("one CUDA block does so few rows, whatever is asked for")
-            cuda.COOPERATIVE_ROWS = cooperative_rows  # of this process, which does nothing else
-        return Engines(work, rows, kind, "numpy" if rehearsal else "cupy")
+        if cache_bytes is not None and rows <= kind.share_rows():
+            raise ValueError("one CUDA block does so few rows, whatever is asked for")
+        training = Engines(work, rows, kind, "numpy" if rehearsal else "cupy")
+        if cache_bytes is not None:
+            training.engine.cache_bytes = cache_bytes
+        return training
 
     return make
 
@@ -443,6 +442,14 @@ extern "C" __global__ void all_reciprocals(unsigned int* wrong) {
 """
 
 
+def reciprocal_options():
+    """The compiler's options for `RECIPROCAL` behind the kernel of `NARROW`."""
+    from bpaccel.engines.cuda import Cuda
+
+    options = Cuda.options(workload(NARROW).objective, "float32", weighted=False, vector=True)
+    return (*options, f"-DMIN_BLOCKS={Cuda.blocks_at_once[0]}")
+
+
 def proofs(record, rehearsal):
     """What makes the fused kernel's bits the same everywhere, looked at where it counts: on the GPU."""
     from bpaccel.engines import cuda
@@ -455,9 +462,7 @@ def proofs(record, rehearsal):
     else:
         import cupy
 
-        chip = int(cupy.cuda.Device().compute_capability)
-        options = cuda.Cuda.macros(work.objective, "float32", weighted=False, vector=True, chip=chip)
-        module = cupy.RawModule(code=cuda.SOURCE.read_text() + RECIPROCAL, options=options)
+        module = cupy.RawModule(code=cuda.SOURCE.read_text() + RECIPROCAL, options=reciprocal_options())
         wrong = cupy.zeros(1, cupy.uint32)
         module.get_function("all_reciprocals")((4096,), (256,), (wrong,))
         record(proof="1 / d of the kernel is IEEE's for every float32 from 2**-126 to 2**126",

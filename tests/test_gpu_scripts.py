@@ -139,6 +139,5 @@ def test_every_provider_has_its_part(gpu):
 
 def test_the_proof_of_the_reciprocal_compiles(nvrtc):
     parts = loaded("gpu_parts")
-    options = cuda.Cuda.macros(parts.workload(parts.NARROW).objective, "float32", weighted=False, vector=True, chip=90)
-    _, kernels = nvrtc.compile(cuda.SOURCE.read_text() + parts.RECIPROCAL, options, 90)
+    _, kernels = nvrtc.compile(cuda.SOURCE.read_text() + parts.RECIPROCAL, parts.reciprocal_options(), 90)
     assert "all_reciprocals" in kernels

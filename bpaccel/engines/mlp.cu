@@ -11,6 +11,7 @@
 // out). Rows are cut into shares of 4 * THREADS * SWEEPS, a share's rows go to threads by their number, sums go from
 // threads to warps to shares to blocks of SHARES shares to the total, always in the same order, and from the warps on
 // in double. How many CUDA blocks do it, and in how many launches, changes nothing. Atomics only count and elect.
+// Subnormal numbers are 0 in float32: CuPy compiles all kernels with -ftz=true, after whatever options they ask for.
 
 // --- numbers ---------------------------------------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ INLINE Real log1p_unit(Real u) { return twice_atanh(u / (u + Real(2))); }
 
 // log x = k ln 2 + 2 atanh((m - 1) / (m + 1)), where x = 2**k * m and m lies in sqrt(1/2) .. sqrt(2); x > 0 and finite.
 INLINE Real log_of(Real x) {
-    const bool small = x < TINY;
+    const bool small = FLOAT64 && x < TINY;  // in float32 there is nothing between 0 and TINY
     const Bits bits = TO_BITS(small ? x * SUBNORMAL_SCALE : x);
     const int k = (int)((bits - HALF_ROOT + ONE) >> FRACTION) - (int)(ONE >> FRACTION);
     const Real m = FROM_BITS(bits - ((Bits)k << FRACTION));

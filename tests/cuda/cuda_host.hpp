@@ -6,7 +6,9 @@
 // different barriers) is an error here. The seed picks the order in which threads and blocks run: a right kernel gives
 // the same bits for every seed. Shared memory begins as 0xff bytes (nan). Under -fsanitize=thread a race between CUDA
 // threads is reported even though they share one OS thread. There is no atomicAdd of floats: its order is not fixed, so
-// a kernel that uses one does not compile.
+// a kernel that uses one does not compile. To a kernel with a parameter of float32, subnormal numbers are 0, as CuPy has
+// all kernels compiled (-ftz=true). A processor differs from a GPU in that float64 then has none either, and where only
+// rounding makes a number normal.
 #pragma once
 #include <link.h>
 #include <setjmp.h>
@@ -27,6 +29,9 @@
 #include <tuple>
 #include <type_traits>
 #include <vector>
+#if __SSE__
+#include <xmmintrin.h>
+#endif
 #if __SANITIZE_THREAD__
 extern "C" { void* __tsan_create_fiber(unsigned); void __tsan_destroy_fiber(void*);
 void* __tsan_get_current_fiber(); void __tsan_switch_to_fiber(void*, unsigned);
@@ -87,6 +92,7 @@ struct Block {
     std::mt19937_64 random;
     const std::string* kernel;
     void (*call)(void**);
+    bool flush;
     void** args;
     const std::atomic<bool>* failed;  // another block of the launch
     std::atomic<size_t>* idle;        // blocks of the launch that have ended, or only wait for others
@@ -153,6 +159,26 @@ NO_TSAN inline void poison_shared() {   // this library's thread-locals, our own
     }, nullptr);
     fiber = keep;
 }
+// The processor's own switch for subnormal numbers, for as long as a block runs; a fiber begins with what is set then.
+class Flush {
+#if __SSE__
+    static unsigned get() { return _mm_getcsr(); }
+    static void set(unsigned word) { _mm_setcsr(word); }
+    static constexpr unsigned ZEROS = 0x8040;  // for results, and for what is read
+#elif __aarch64__
+    static unsigned long get() { unsigned long word; asm volatile("mrs %0, fpcr" : "=r"(word)); return word; }
+    static void set(unsigned long word) { asm volatile("msr fpcr, %0" : : "r"(word)); }
+    static constexpr unsigned long ZEROS = 1ul << 24;
+#else
+    static unsigned get() { return 0; }
+    static void set(unsigned) {}
+    static constexpr unsigned ZEROS = 0;
+#endif
+    const decltype(ZEROS) before = get();
+public:
+    explicit Flush(bool wanted) { if (wanted) set(before | ZEROS); }
+    ~Flush() { set(before); }
+};
 // A block that only waits (__nanosleep) while all others wait or have ended waits for ever. Told by the clock: a thread
 // that the machine does not run may be about to see what it waits for.
 struct Patience {
@@ -172,6 +198,7 @@ struct Patience {
 };
 NO_TSAN inline void run_block(Block& b) {
     const size_t n = b.fibers.size();
+    const Flush flush(b.flush);
     b.tsan = __tsan_get_current_fiber();
     poison_shared();
     for (size_t i = 0; i < n; ++i) {
@@ -225,7 +252,7 @@ NO_TSAN inline void run_block(Block& b) {
     __tsan_acquire(&b);
     for (Fiber& f : b.fibers) __tsan_destroy_fiber(f.tsan);
 }
-inline void launch(const unsigned* g, const unsigned* d, void (*call)(void**), void** args,
+inline void launch(const unsigned* g, const unsigned* d, void (*call)(void**), bool flush, void** args,
                    uint64_t seed, bool concurrent) {
 #if __SANITIZE_THREAD__
     concurrent = true;   // its own thread-locals a block: no false races on __shared__
@@ -243,7 +270,7 @@ inline void launch(const unsigned* g, const unsigned* d, void (*call)(void**), v
     auto run = [&](Block& b, size_t i) {
         b.index = {unsigned(i % g[0]), unsigned(i / g[0] % g[1]), unsigned(i / g[0] / g[1])};
         b.dim = {d[0], d[1], d[2]}, b.grid = {g[0], g[1], g[2]};
-        b.random.seed(seed * 1000003 + i), b.call = call, b.args = args, b.failed = &failed, b.idle = &idle;
+        b.random.seed(seed * 1000003 + i), b.call = call, b.flush = flush, b.args = args, b.failed = &failed, b.idle = &idle;
         if (b.fibers.size() != threads) b.fibers = std::vector<Fiber>(threads);
         try { run_block(b); } catch (const std::exception& e) {
             std::lock_guard<std::mutex> lock(guard);
@@ -287,6 +314,7 @@ template <class... A, void (*F)(A...)> struct Caller<F> {
         F(*(std::remove_cv_t<A>*)a[I]...);
     }
     static void call(void** a) { go(a, std::index_sequence_for<A...>{}); }
+    static constexpr bool flush = (std::is_same_v<std::remove_cv_t<std::remove_pointer_t<A>>, float> || ...);
 };
 }  // namespace cuda_host
 
@@ -296,7 +324,8 @@ template <class... A, void (*F)(A...)> struct Caller<F> {
         static const std::string s = cuda_host::signature(name); return s.c_str(); }  \
     EXPORT int name##_launch(const unsigned* g, const unsigned* b, void** args,   \
                                  uint64_t seed, int concurrent, char* why, size_t n) { \
-        try { cuda_host::launch(g, b, cuda_host::Caller<name>::call, args, seed,      \
+        using kernel = cuda_host::Caller<name>;                                       \
+        try { cuda_host::launch(g, b, kernel::call, kernel::flush, args, seed,        \
                                 concurrent); return 0; }                              \
         catch (const std::exception& e) { snprintf(why, n, "%s", e.what()); return 1; } }
 
