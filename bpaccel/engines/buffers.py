@@ -62,8 +62,8 @@ class _Buffer:
     """Pinned memory, memory on the device, and events that say who has done."""
 
     def __init__(self, cupy, shapes, dtype):
-        self._pinned = [None if shape is None else _pinned(cupy, shape, dtype) for shape in shapes]
-        self.arrays = [None if shape is None else cupy.empty(shape, dtype) for shape in shapes]
+        self._pinned: list = [None if shape is None else _pinned(cupy, shape, dtype) for shape in shapes]
+        self.arrays: list = [None if shape is None else cupy.empty(shape, dtype) for shape in shapes]
         self.copied, self.used = cupy.cuda.Event(disable_timing=True), cupy.cuda.Event(disable_timing=True)
         # A kernel launched before may still use this memory, which the pool has handed out in the order of its stream.
         self.used.record(cupy.cuda.get_current_stream())
