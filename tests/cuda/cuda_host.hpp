@@ -92,7 +92,6 @@ struct Block {
     std::mt19937_64 random;
     const std::string* kernel;
     void (*call)(void**);
-    bool flush;
     void** args;
     const std::atomic<bool>* failed;  // another block of the launch
     std::atomic<size_t>* idle;        // blocks of the launch that have ended, or only wait for others
@@ -198,7 +197,6 @@ struct Patience {
 };
 NO_TSAN inline void run_block(Block& b) {
     const size_t n = b.fibers.size();
-    const Flush flush(b.flush);
     b.tsan = __tsan_get_current_fiber();
     poison_shared();
     for (size_t i = 0; i < n; ++i) {
@@ -270,8 +268,9 @@ inline void launch(const unsigned* g, const unsigned* d, void (*call)(void**), b
     auto run = [&](Block& b, size_t i) {
         b.index = {unsigned(i % g[0]), unsigned(i / g[0] % g[1]), unsigned(i / g[0] / g[1])};
         b.dim = {d[0], d[1], d[2]}, b.grid = {g[0], g[1], g[2]};
-        b.random.seed(seed * 1000003 + i), b.call = call, b.flush = flush, b.args = args, b.failed = &failed, b.idle = &idle;
+        b.random.seed(seed * 1000003 + i), b.call = call, b.args = args, b.failed = &failed, b.idle = &idle;
         if (b.fibers.size() != threads) b.fibers = std::vector<Fiber>(threads);
+        const Flush subnormals(flush);
         try { run_block(b); } catch (const std::exception& e) {
             std::lock_guard<std::mutex> lock(guard);
             if (!failed) error = "block " + std::to_string(i) + ": " + e.what();
