@@ -127,3 +127,20 @@ def test_a_stream_works_as_late_as_its_events_allow(host_cuda):
     assert device.tolist() == [1.0] * 3
     stream.synchronize()
     assert device.tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("file", "bug", "sanitized"),
+    [
+        ("mlp.cu", "the tail of a share is lost", False),
+        ("mlp.cu", "the logistic's slope is a", False),
+        ("mlp.cu", "no fence before a block is counted", True),
+        ("buffers.py", "a copy does not wait for the kernel before", False),
+    ],
+)
+def test_a_bug_in_our_code_is_seen(host_cuda, file, bug, sanitized):
+    """Some of many: `tests/cuda/mutants.py` tries all."""
+    import mutants
+
+    text = mutants.broken(file, *mutants.MUTANTS[file][bug])
+    assert mutants.failure(file, text, host_cuda.CACHE, sanitized=sanitized, limit=300)

@@ -48,7 +48,6 @@ inline void __tsan_release(void*) {}
 #endif
 
 struct uint3 { unsigned x, y, z; };
-struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) double2 { double x, y; };
 
@@ -330,7 +329,6 @@ template <class... A, void (*F)(A...)> struct Caller<F> {
 
 #define __global__
 #define __device__
-#define __host__
 #define __shared__ static thread_local
 #define __forceinline__ inline
 #define __launch_bounds__(...)
@@ -343,15 +341,8 @@ template <class... A, void (*F)(A...)> struct Caller<F> {
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
     cuda_host::exchange(mask, 0, cuda_host::fiber->lane, 1);
 }
-template <class T> T __shfl_sync(unsigned m, T v, unsigned s) {
-    return cuda_host::exchange(m, v, s % 32, 2);
-}
 template <class T> T __shfl_xor_sync(unsigned m, T v, unsigned d) {
     return cuda_host::exchange(m, v, (cuda_host::fiber->lane ^ d) % 32, 3);
-}
-template <class T> T __shfl_down_sync(unsigned m, T v, unsigned d) {
-    const unsigned l = cuda_host::fiber->lane;
-    return cuda_host::exchange(m, v, l + d < 32 ? l + d : l, 4);
 }
 // An atomic orders other memory only between fences, as in the PTX memory model:
 // write; barrier; fence; atomic  -->  atomic; fence; barrier; read
@@ -378,11 +369,8 @@ inline unsigned atomicInc(unsigned* p, unsigned top) {
                                         __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
     return v;
 }
-template <class T> T __ldg(const T* p) { return *p; }
 template <class T> T __ldcg(const T* p) { return *p; }
 inline unsigned __float_as_uint(float v) { unsigned i; memcpy(&i, &v, 4); return i; }
 inline float __uint_as_float(unsigned i) { float v; memcpy(&v, &i, 4); return v; }
-inline int __float_as_int(float v) { int i; memcpy(&i, &v, 4); return i; }
-inline float __int_as_float(int i) { float v; memcpy(&v, &i, 4); return v; }
 inline long long __double_as_longlong(double v) { long long i; memcpy(&i, &v, 8); return i; }
 inline double __longlong_as_double(long long i) { double v; memcpy(&v, &i, 8); return v; }
