@@ -38,6 +38,12 @@ def skip_or_fail(name, reason):
         pytest.skip(f"{name}: {reason}")
 
 
+@pytest.fixture
+def usable():
+    """Skips, or fails, where a library is not usable: ``usable(name)``."""
+    return _usable
+
+
 def _parameters(names):
     return [pytest.param(name, id=name, marks=pytest.mark.gpu if name == "cupy" else ()) for name in names]
 

@@ -281,7 +281,7 @@ def test_a_memory_map_of_another_dtype_is_converted_on_its_way(tmp_path, monkeyp
 
 @pytest.mark.parametrize("backend", ["torch", "jax"], indirect=True)
 def test_arrays_of_other_libraries_enter_without_a_copy_and_results_go_back(backend):
-    place = backend_of_name(backend)
+    place = backend_of_name(f"{backend}:cpu")
     case = replace(TUTORIAL, n=700, weighted=True)
     weights, *arrays = case.arrays()
     rows = Rows(*arrays, backend=place, dtype="float32")
