@@ -82,8 +82,8 @@ def parts(what, trouble, workers):
     limits = {name: SECONDS.get(name, OTHERS) for name in PROVIDERS}
     measured = [
         part("bandwidth", 15, "bandwidth"),
-        # A provider ends by itself, but for the case that it is at: 5 seconds.
-        *(part(name, limit + 5, "measure", name, str(limit)) for name, limit in limits.items()),
+        # A provider ends by itself, but for the case that it is at.
+        *(part(name, limit + 15, "measure", name, str(limit)) for name, limit in limits.items()),
         Part("ncu", 30, ncu, counted),
     ]
     tests = [replace(each, by=TESTS_SECONDS) for each in tests]

@@ -195,7 +195,8 @@ def test_rows_at_odd_addresses_give_the_same_bits_as_packed_ones():
     memory = np.zeros(X.size + 1, np.float32)
     memory[1:] = X.ravel()
     shifted = memory[1:].reshape(X.shape)
-    kept = {trained(case, rows=Rows(x, y, backend=NUMPY, dtype="float32"))
+    spread = np.repeat(y, 2, axis=0)[::2]
+    kept = {trained(case, rows=Rows(x, targets, backend=NUMPY, dtype="float32")) for targets in (y, spread)
             for x in (X, shifted, np.asfortranarray(X), X[::-1][::-1], np.repeat(X, 2, axis=1)[:, ::2])}  # fmt: skip
     assert len(kept) == 1
 
