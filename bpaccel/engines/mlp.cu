@@ -595,7 +595,7 @@ train(const Real* __restrict__ x, const Real* __restrict__ y, const Real* __rest
         __syncthreads();
         if (threadIdx.x == 0) {
             __threadfence();  // the new weights, before they are announced
-            atomicAdd(counters + STEPS_TAKEN, 1u);  // only ever up: a block that has left steps out looks late
+            atomicAdd(counters + STEPS_TAKEN, 1u);
         }
     }
 }

@@ -15,7 +15,7 @@ thread)
 address)
     export BPACCEL_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1
     library=libasan.so
-    some="(orders_of_threads and 1024) or odd_addresses or (however_late and 5000) or float32-C" ;;
+    some="(orders_of_threads and 1024) or odd_addresses or mini_batches or (however_late and 5000) or float32-C" ;;
 *)
     echo "usage: sanitize.sh thread|address [python] [pytest arguments]" >&2
     exit 2 ;;
