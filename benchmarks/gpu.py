@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,13 +23,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PARTS = Path(__file__).with_name("gpu_parts.py")
-PROVIDERS = ("bpaccel cuda", "bpaccel cuda (one grid)", "bpaccel cuda (launches)", "bpaccel wide", "bpaccel blocked",
-             "bpaccel array", "cupy.fuse", "torch", "torch.compile", "jax.jit", "jax fori_loop")  # fmt: skip
+PROVIDERS = ("bpaccel cuda", "bpaccel cuda (one grid)", "bpaccel cuda (launches)", "bpaccel cuda (sweeps=1)",
+             "bpaccel cuda (sweeps=2)", "bpaccel wide", "bpaccel blocked", "bpaccel array", "cupy.fuse", "torch",
+             "torch.compile", "jax.jit", "jax fori_loop")  # fmt: skip
+TESTS_SECONDS, BENCH_SECONDS = 230, 240
+# Seconds for a provider: together with the copy what a visit has for them. Compiling takes its time.
+SECONDS = {"bpaccel cuda": 25, "torch.compile": 30}
+OTHERS = 14
+# What says by what a kernel is held up; gpu.log gets it.
+SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy")
 SETTINGS = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX would take most of the GPU's memory for itself
     "JAX_DEFAULT_MATMUL_PRECISION": "highest",  # and round products to TF32, which nobody else does here
@@ -45,6 +53,7 @@ class Part:
     command: tuple
     needs: str | None = None  # why it cannot be done here
     settings: tuple = ()  # pairs of environment variable and value
+    by: float = math.inf  # so many seconds after the visit began it must have ended: the rest is for others
 
 
 def parts(what, trouble, workers):
@@ -60,15 +69,24 @@ def parts(what, trouble, workers):
     if workers > 1:
         pytest += ["-n", str(workers), "--dist", "worksteal"]
     tests = [
-        part("proofs", 60, "proofs"),
+        part("proofs", 45, "proofs"),
+        Part("suite", 160, tuple(pytest), no_gpu, (("BPACCEL_REQUIRE", "numpy,cupy"),)),
+        part("short", 30, "short"),
         *(
-            Part(tool, 75, ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *own, "short"), sanitizer)
+            Part(tool, 60, ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *own, "short"), sanitizer)
             for tool in ("memcheck", "racecheck")
         ),
-        part("short", 60, "short"),
-        Part("suite", 200, tuple(pytest), no_gpu, (("BPACCEL_REQUIRE", "numpy,cupy"),)),
     ]
-    measured = [part("bandwidth", 30, "bandwidth"), *(part(name, 45, "measure", name) for name in PROVIDERS)]
+    counted = no_gpu or (None if shutil.which("ncu") else "ncu is not on the PATH")
+    ncu = ("ncu", "-k", "train", *(x for name in SECTIONS for x in ("--section", name)), *own, "counters")
+    limits = {name: SECONDS.get(name, OTHERS) for name in PROVIDERS}
+    measured = [
+        part("bandwidth", 15, "bandwidth"),
+        # A provider ends by itself, but for the case that it is at.
+        *(part(name, limit + 15, "measure", name, str(limit)) for name, limit in limits.items()),
+        Part("ncu", 30, ncu, counted),
+    ]
+    tests = [replace(each, by=TESTS_SECONDS) for each in tests]
     return [part("describe", 30, "describe")] + tests * (what != "bench") + measured * (what != "test")
 
 
@@ -199,7 +217,9 @@ def main(arguments=None):
         "--workers", type=int, default=None, help="of the suite (default: half the processors, up to 8)"
     )
     options = parser.parse_args(arguments)
-    deadline = time.monotonic() + (options.seconds or {"test": 230, "bench": 240, "all": 470}[options.what])
+    visit = time.monotonic()
+    deadline = visit + (options.seconds or {"test": TESTS_SECONDS, "bench": BENCH_SECONDS}.get(
+        options.what, TESTS_SECONDS + BENCH_SECONDS))  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as site, (options.out / "gpu.log").open("w") as log:
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -229,7 +249,7 @@ def main(arguments=None):
                   "gpu": trouble is None, "settings": SETTINGS, "parts": {}}  # fmt: skip
         for part in wanted:
             began = time.monotonic()
-            status, rows = run(part, log, environment, deadline - began)
+            status, rows = run(part, log, environment, min(deadline, visit + part.by) - began)
             seconds = time.monotonic() - began
             if part.name == "describe" and rows:
                 rows[0]["commit"] = rows[0]["commit"] or options.commit

@@ -14,16 +14,17 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from bpaccel import core, solvers, testing
+from bpaccel import solvers, testing
 from bpaccel.backends import backend, why_not
 from bpaccel.bench import machine
 from bpaccel.bench.workloads import Ours, workload
 from bpaccel.data import Rows
-from bpaccel.engines import Batches, find
+from bpaccel.engines import Batches, buffers, find
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "cuda"))
 
@@ -34,7 +35,7 @@ CASE_SECONDS = 1.0  # of samples, where a step is quick
 SAMPLES = 7  # at least
 MOST_STEPS = 2**16  # of a sample
 NARROW = (3, 4, 1)
-ROWS = tuple(2**k for k in (2, 12, 16, 20, 24, 26, 28))  # 4 to 268 million
+ROWS = tuple(2**k for k in (24, 26, 28, 2, 20, 22, 16, 12))  # 4 to 268 million: first what matters most
 WIDE = {(32, 16, 1): 2**20, (64, 32, 10): 2**20, (28, 300, 1): 2**18, (784, 128, 10): 2**16}
 
 
@@ -67,8 +68,8 @@ def stand_in(engine):
 class Engines(Ours):
     """An engine of ours; its rows are made where it computes."""
 
-    def __init__(self, work, rows, kind, place, dtype="float32"):
-        self.work, self.backend, self.solver, self.reached = work, backend(place), solvers.get("gradient_descent"), None
+    def __init__(self, work, rows, kind, place, dtype="float32", solver="gradient_descent"):
+        self.work, self.backend, self.solver, self.reached = work, backend(place), solvers.get(solver), None
         self.dtype = dtype
         xp = self.backend.xp
         with self.backend.active():
@@ -127,7 +128,17 @@ class Formulas:
         return [np.asarray(W) for W in self.weights]
 
 
-def formulas(sigmoid, out_delta, hidden_delta):
+def out_delta(y, l):
+    """What the output layer sends back."""
+    return (y - l) * l * (1 - l)
+
+
+def hidden_delta(error, l):
+    """What a hidden layer sends back."""
+    return error * l * (1 - l)
+
+
+def formulas(sigmoid, out_delta=out_delta, hidden_delta=hidden_delta):
     """A step of any depth, from the three element-wise passes."""
 
     def step(weights, X, y, rate):
@@ -152,16 +163,9 @@ class CuPyFuse(Formulas):
         import cupy
 
         self.xp = np if rehearsal else cupy
-        fuse, exp = cupy.fuse(), cupy.exp
-        self.step = formulas(
-            fuse(lambda z: 1 / (1 + exp(-z))),
-            fuse(lambda y, l: (y - l) * l * (1 - l)),
-            fuse(lambda e, l: e * l * (1 - l)),
-        )
-        if rehearsal:  # a fused function needs a device
-            self.step = formulas(
-                lambda z: 1 / (1 + np.exp(-z)), lambda y, l: (y - l) * l * (1 - l), lambda e, l: e * l * (1 - l)
-            )
+        fuse = (lambda f: f) if rehearsal else cupy.fuse()  # a fused function needs a device
+        exp = self.xp.exp
+        self.step = formulas(fuse(lambda z: 1 / (1 + exp(-z))), fuse(out_delta), fuse(hidden_delta))
         super().__init__(work, rows, rehearsal)
 
     def array(self, x, copies):
@@ -189,7 +193,7 @@ class Torch(Formulas):
         self.torch, self.place = torch, "cpu" if rehearsal else "cuda"
         if not rehearsal and not torch.cuda.is_available():
             raise RuntimeError("PyTorch finds no usable CUDA device")
-        self.step = formulas(torch.sigmoid, lambda y, l: (y - l) * l * (1 - l), lambda error, l: error * l * (1 - l))
+        self.step = formulas(torch.sigmoid)
         if self.compiled:
             torch.compiler.reset()  # or it would compile for any number of rows from the second one on
             self.step = torch.compile(self.step)
@@ -231,7 +235,7 @@ class JaxJit(Formulas):
         self.jax = jax
         if not rehearsal and jax.devices()[0].platform != "gpu":
             raise RuntimeError("JAX finds no usable GPU")
-        self._plain = formulas(jax.nn.sigmoid, lambda y, l: (y - l) * l * (1 - l), lambda error, l: error * l * (1 - l))
+        self._plain = formulas(jax.nn.sigmoid)
         self.step = jax.jit(self._plain)
         super().__init__(work, rows, rehearsal)
 
@@ -262,19 +266,20 @@ def _kernels(name, rehearsal):
     return stand_in(kind) if rehearsal and hasattr(kind, "reaches") else kind
 
 
-def _ours(name, cooperative_rows=None):
-    """An engine of ours; ``cooperative_rows`` forces the fused engine's way: up to so many rows, one launch does all
-    steps."""
+def _ours(name, cache_bytes=None, sweeps=None):
+    """An engine of ours. Of the fused one, ``cache_bytes`` forces the way: rows of so many bytes are done in one launch
+    for all steps; and ``sweeps`` is how long a share is, which fixes the bits of a release."""
 
     def make(work, rows, rehearsal):
         kind = _kernels(name, rehearsal)
-        if cooperative_rows is not None:
-            from bpaccel.engines import cuda
-
-            if rows <= kind.share_rows():
-                raise ValueError("one CUDA block does so few rows, whatever is asked for")
-            cuda.COOPERATIVE_ROWS = cooperative_rows  # of this process, which does nothing else
-        return Engines(work, rows, kind, "numpy" if rehearsal else "cupy")
+        if sweeps is not None:
+            kind = type("Swept", (kind,), {"sweeps": sweeps})
+        if cache_bytes is not None and rows <= kind.share_rows():
+            raise ValueError("one CUDA block does so few rows, whatever is asked for")
+        training = Engines(work, rows, kind, "numpy" if rehearsal else "cupy")
+        if cache_bytes is not None:
+            training.engine.cache_bytes = cache_bytes
+        return training
 
     return make
 
@@ -283,6 +288,8 @@ PROVIDERS = {
     "bpaccel cuda": _ours("cuda"),
     "bpaccel cuda (one grid)": _ours("cuda", 2**62),
     "bpaccel cuda (launches)": _ours("cuda", 0),
+    "bpaccel cuda (sweeps=1)": _ours("cuda", sweeps=1),
+    "bpaccel cuda (sweeps=2)": _ours("cuda", sweeps=2),
     "bpaccel wide": _ours("wide"),
     "bpaccel blocked": _ours("blocked"),
     "bpaccel array": _ours("array"),
@@ -332,11 +339,14 @@ def bandwidth(record, rehearsal):
     times = _samples(lambda: xp.copyto(target, source), wait, clock, 20)
     if rehearsal:
         return
-    record(bytes=2 * source.nbytes, **times, bytes_a_second=2 * source.nbytes / times["seconds"]["median"])
+    # By the clock that the engines are timed with, or their shares of it would come out too high.
+    seconds = (times["device_seconds"] or times["seconds"])["median"]
+    record(bytes=2 * source.nbytes, **times, bytes_a_second=2 * source.nbytes / seconds)
 
 
-def measure(record, rehearsal, name):
-    """Time a step of one provider, over rows and over networks; checked first."""
+def measure(record, rehearsal, name, seconds="inf"):
+    """Time a step of one provider, over rows and over networks, as far as it comes in some seconds; checked first."""
+    deadline = time.monotonic() + float(seconds)
     if (library := NEEDS.get(name)) and (reason := why_not(library)) and not (rehearsal and library == "cupy"):
         record(provider=name, refused=reason)
         return
@@ -346,6 +356,8 @@ def measure(record, rehearsal, name):
     for sizes, rows in cases:
         row = {"provider": name, "layer_sizes": sizes, "rows": rows, "dtype": "float32", "refused": None}
         try:
+            if time.monotonic() > deadline:
+                raise RuntimeError("the time was up")
             row |= _measured(PROVIDERS[name], workload(sizes), rows, rehearsal)
         # No memory for it, a driver that says no, a network that an engine refuses: each is a result, the rest goes on.
         except (ValueError, ImportError, MemoryError, RuntimeError) as error:
@@ -357,7 +369,7 @@ def _measured(make, work, rows, rehearsal):
     training = make(work, rows, rehearsal)
     try:
         training.advance(CHECK_STEPS)
-        error, expected = work.error(training.hosted()), _expected(work)
+        error, expected = work.error(training.hosted()), work.error(work.after(CHECK_STEPS))
         if not abs(error - expected) <= SAME_ERROR:
             raise ValueError(f"wrong, so not timed: mean |error| is {error:.6f} after {CHECK_STEPS} steps, and the "
                              f"core's is {expected:.6f}")  # fmt: skip
@@ -385,16 +397,6 @@ def _measured(make, work, rows, rehearsal):
         "error": error, "bytes_a_second": 4 * rows * (inputs + outputs) / step["median"],
         "operations_a_second": operations / step["median"],
     }  # fmt: skip
-
-
-def _expected(work):
-    """The error that the core reaches in NumPy float64 on the table alone."""
-    weights = work.weights()
-    for _ in range(CHECK_STEPS):
-        layers = core.forward(weights, work.X, work.activations)
-        updates = core.batch_updates(layers, core.backward(weights, layers, work.y, work.activations))
-        weights = core.apply_updates(weights, updates, work.rate / len(work.X))
-    return work.error(weights)
 
 
 def _samples(call, wait, clock, least, steps=1):
@@ -443,6 +445,17 @@ extern "C" __global__ void all_reciprocals(unsigned int* wrong) {
 """
 
 
+SUBNORMAL = "Adam's means of tiny updates are the same bytes on GPU and CPU"
+
+
+def reciprocal_options():
+    """The compiler's options for `RECIPROCAL` behind the kernel of `NARROW`."""
+    from bpaccel.engines.cuda import Cuda
+
+    options = Cuda.options(workload(NARROW).objective, "float32", weighted=False, vector=True)
+    return (*options, f"-DMIN_BLOCKS={Cuda.blocks_at_once[0]}")
+
+
 def proofs(record, rehearsal):
     """What makes the fused kernel's bits the same everywhere, looked at where it counts: on the GPU."""
     from bpaccel.engines import cuda
@@ -455,9 +468,7 @@ def proofs(record, rehearsal):
     else:
         import cupy
 
-        chip = int(cupy.cuda.Device().compute_capability)
-        options = cuda.Cuda.macros(work.objective, "float32", weighted=False, vector=True, chip=chip)
-        module = cupy.RawModule(code=cuda.SOURCE.read_text() + RECIPROCAL, options=options)
+        module = cupy.RawModule(code=cuda.SOURCE.read_text() + RECIPROCAL, options=reciprocal_options())
         wrong = cupy.zeros(1, cupy.uint32)
         module.get_function("all_reciprocals")((4096,), (256,), (wrong,))
         record(proof="1 / d of the kernel is IEEE's for every float32 from 2**-126 to 2**126",
@@ -474,15 +485,33 @@ def proofs(record, rehearsal):
                 record(proof="GPU and CPU give the same bytes", passed=None, why=str(error), **where)
             else:
                 record(proof="GPU and CPU give the same bytes", passed=runs == {host}, **where)
+    tiny = replace(work, X=1e-20 * work.X)  # so that means of squares would be subnormal
+    try:
+        found = {_bits(tiny, 1000, *at, "float32", "adam") for at in ((kind, place), (stand_in(cuda.Cuda), "numpy"))}
+    except RuntimeError as error:
+        record(proof=SUBNORMAL, passed=None, why=str(error))
+    else:
+        record(proof=SUBNORMAL, passed=len(found) == 1)
 
 
-def _bits(work, rows, kind, place, dtype):
-    """All bytes that three steps leave."""
-    training = Engines(work, rows, kind, place, dtype)
+def _bits(work, rows, kind, place, dtype, solver="gradient_descent"):
+    """All bytes that three steps leave: of weights, the solver's state and totals."""
+    training = Engines(work, rows, kind, place, dtype, solver)
     training.advance(3)
-    results = [*training.hosted(), training.backend.to_numpy(training.totals)]
+    state = [x for group in training.state for x in group]
+    results = [*training.hosted(), *map(training.backend.to_numpy, [*state, training.totals])]
     training.close()
     return b"".join(x.tobytes() for x in results)
+
+
+def counters(record, rehearsal):
+    """A few steps on many rows, for ncu to count what their launches do."""
+    for rows in (2**14,) if rehearsal else (2**20, 2**24, 2**28):
+        training = PROVIDERS["bpaccel cuda (launches)"](workload(NARROW), rows, rehearsal)
+        training.advance(3)
+        training.wait()
+        training.close()
+        record(rows=rows)
 
 
 def short(record, rehearsal):
@@ -507,11 +536,29 @@ def short(record, rehearsal):
         training.wait()
         training.close()
         record(engine=name, case=f"3 steps of {rows:,} rows", passed=True)
+    # Rows on the host, through buffers of one block, are the same bytes as on the device.
+    buffers.BUFFER_BYTES = 1
+    kind, case = _kernels("cuda", rehearsal), testing.Case(NARROW, ("sigmoid",) * 2, "squared_error", "float32")
+    weights, X, y, _ = replace(case, n=2 * kind.shares * kind.share_rows() + 77).arrays()
+    where, found = backend(place), set()
+    for form in (Rows, testing.ChunkedRows):
+        engine = kind(case.objective(), form(X, y, backend=where, dtype="float32"))
+        sums = engine.sums([where.asarray(W, "float32") for W in weights], None, 0, len(X))
+        found.add(b"".join(where.to_numpy(x).tobytes() for x in [*sums.updates, sums.totals]))
+        engine.close()
+    record(engine="cuda", case="rows on the host", passed=len(found) == 1)
 
 
 # --- as a command ----------------------------------------------------------------------------------------------------
 
-PARTS = {"describe": describe, "bandwidth": bandwidth, "measure": measure, "proofs": proofs, "short": short}
+PARTS = {
+    "describe": describe,
+    "bandwidth": bandwidth,
+    "measure": measure,
+    "counters": counters,
+    "proofs": proofs,
+    "short": short,
+}
 
 
 def main(arguments=None):

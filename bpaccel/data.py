@@ -13,6 +13,9 @@ from bpaccel.backends import Backend, dtype_name, library_of
 _NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
             "float16", "bfloat16", "float32", "float64", "float96", "float128")  # fmt: skip
 
+# Rows may fill so much of a device's free memory: the rest is for what is computed of them.
+SHARE_OF_MEMORY = 0.5
+
 
 def is_sparse(x):
     """Whether ``x`` is a sparse matrix or array of SciPy's, which is told by what it can do: SciPy is not imported."""
@@ -90,8 +93,9 @@ def float_dtype(x, backend):
 class Rows:
     """Rows of inputs, targets and weights, read in blocks that are dense, converted and on the backend.
 
-    Arrays are converted and moved once. A memory map that would need either, and a sparse X, is left where it is, and
-    converted block by block, so that it never is in memory, or dense, as a whole.
+    Arrays are converted and moved once. A memory map that would need either, a sparse X, and arrays that the device has
+    no room for, are left where they are, and converted block by block, so that they never are in memory, or dense, as a
+    whole.
 
     Parameters
     ----------
@@ -119,10 +123,17 @@ class Rows:
         self._index = np.intp if info is None else info.default_dtypes(device=backend.device)["indexing"]
         self._source: tuple = (X.tocsr() if is_sparse(X) else X, y, sample_weight)
         self.arrays = None
-        if not any(_stays(x, backend, dtype) for x in self._source):
+        if not any(_stays(x, backend, dtype) for x in self._source) and self._fits():
             self.arrays = self._source = self._converted(self._source)
         else:  # blocks are put together on the host
             self._source = tuple(x if x is None or is_sparse(x) else library_of(x).to_numpy(x) for x in self._source)
+
+    def _fits(self):
+        """Whether the backend's device has room for what is not there yet."""
+        free = self.backend.library.free(self.backend.device)
+        away = [x for x in self._source if x is not None and library_of(x).name != self.backend.library.name]
+        moved = np.dtype(self.dtype).itemsize * sum(math.prod(x.shape) for x in away)
+        return free is None or moved <= SHARE_OF_MEMORY * free
 
     def _converted(self, arrays):
         return tuple(None if x is None else self.backend.asarray(x, self.dtype) for x in arrays)

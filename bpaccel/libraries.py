@@ -98,6 +98,28 @@ def _wait_for_jax(arrays):
     jax.block_until_ready(arrays)  # JAX has no global synchronisation
 
 
+# What a library keeps for itself to give it out again is free, too.
+def _free_for_cupy(device):
+    import cupy
+
+    with device:
+        return device.mem_info[0] + cupy.get_default_memory_pool().free_bytes()
+
+
+def _free_for_torch(device):
+    import torch
+
+    if device.type != "cuda":
+        return None
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def _free_for_jax(device):
+    found = device.memory_stats() or {}  # nothing, on the CPU
+    return found["bytes_limit"] - found["bytes_in_use"] if "bytes_limit" in found else None
+
+
 @dataclass(frozen=True)
 class Library:
     """One array library: how it is loaded, told from others, brought to the host and waited for."""
@@ -113,6 +135,7 @@ class Library:
     synchronize: Callable[[tuple], None] = lambda arrays: None
     trouble: Callable[[Any], str | None] = lambda module: None
     active: Callable[[Any], Any] = lambda device: contextlib.nullcontext()
+    free: Callable[[Any], int | None] = lambda device: None  # bytes of a device's own memory; None: it is the host's
 
 
 def _compat(test):
@@ -148,6 +171,7 @@ LIBRARIES = {
             synchronize=_wait_for_cupy,
             trouble=_cupy_trouble,
             active=lambda device: device,
+            free=_free_for_cupy,
         ),
         Library(
             name="torch",
@@ -159,6 +183,7 @@ LIBRARIES = {
             devices=_torch_devices,
             to_numpy=_torch_to_numpy,
             synchronize=_wait_for_torch,
+            free=_free_for_torch,
         ),
         Library(
             name="jax",
@@ -169,6 +194,7 @@ LIBRARIES = {
             device=_jax_device,
             devices=_jax_devices,
             synchronize=_wait_for_jax,
+            free=_free_for_jax,
         ),
         Library(
             name="array_api_strict",

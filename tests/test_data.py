@@ -1,5 +1,7 @@
 """Rows: what comes in at the door, and what is read from it in blocks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,22 @@ def test_a_memory_map_goes_to_another_backend_block_by_block(tmp_path, backend):
     where = backend_of_name(backend)
     rows = Rows(stored, Y, backend=where, dtype="float64")
     np.testing.assert_array_equal(where.to_numpy(rows.read(2, 4)[0]), X[2:4])
+
+
+def test_arrays_that_a_device_has_no_room_for_stay_on_the_host():
+    """They would move whole, and there would be no memory for them; what is on the device already needs none."""
+    small = backend_of_name("array_api_strict")
+    small = replace(
+        small, library=replace(small.library, free=lambda device: 2 * 4 * 10 * 5)
+    )  # bytes: twice X, y and w
+    rows = Rows(X, Y, W, backend=small, dtype="float32")
+    assert rows.arrays is not None
+    rows = Rows(X, Y, W, backend=small, dtype="float64")
+    assert rows.arrays is None
+    for got, whole in zip(rows.read(2, 5), (X, Y, W)):
+        np.testing.assert_array_equal(small.to_numpy(got), whole[2:5])
+    there = [small.asarray(x, "float64") for x in (X, Y)]
+    assert Rows(*there, W, backend=small, dtype="float64").arrays is not None
 
 
 def test_the_dtype_is_the_arrays_own_or_the_widest():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from bpaccel import solvers, testing
-from bpaccel.backends import backend
+from bpaccel.backends import backend, why_not
 from bpaccel.data import Rows
-from bpaccel.engines import wide
+from bpaccel.engines import Sums, wide
 from bpaccel.testing import Case
 
 
@@ -23,6 +23,10 @@ def engine(host_cuda):
         @classmethod
         def library(cls):
             return host_cuda
+
+        @classmethod
+        def trouble(cls):
+            return None
 
         @classmethod
         def reaches(cls, backend):
@@ -94,6 +98,20 @@ def test_buffers_are_used_again(engine, host_cuda, monkeypatch):
     assert max(taken) == 6 * 40
 
 
+@pytest.mark.parametrize("place", ["torch", "jax"])
+def test_arrays_of_other_libraries_enter_and_results_go_back(engine, place):
+    if trouble := why_not(place):
+        pytest.skip(f"{place}: {trouble}")
+    home = backend(f"{place}:cpu")
+    case = Case((5, 40, 3), ("tanh", "softmax"), "log_loss", "float32", bias=True, weighted=True, n=100)
+    weights, *arrays = case.arrays()
+    runner = engine(case.objective(), Rows(*arrays, backend=home, dtype="float32"))
+    found = runner.sums([home.asarray(W, "float32") for W in weights], None, 0, 100)
+    assert all(home.library.owns(x) for x in [*found.updates, found.totals])
+    hosted = [home.to_numpy(x) for x in found.updates]
+    assert bits(Sums(hosted, home.to_numpy(found.totals))) == bits(sums(engine, case))
+
+
 def test_what_is_not_a_number_is_seen(engine):
     """An output layer of each kind passes nan on: training stops at it instead of learning from it."""
     outputs = {"softmax": "log_loss", "sigmoid": "log_loss", "exp": "poisson", "relu": "huber", "identity": "quantile"}
@@ -109,7 +127,7 @@ def test_it_refuses_what_it_cannot_do():
     case = Case((3, 4, 1), ("sigmoid", "sigmoid"), "squared_error", "float32")
     rows = Rows(*case.arrays()[1:], backend=backend("numpy"), dtype="float32")
     solver = solvers.get("adam")
-    assert "CuPy arrays, and these are on numpy" in wide.Wide.refuses(case.objective(), rows, solver)
+    assert "on a CUDA device, and the rows are on numpy. Use" in wide.Wide.refuses(case.objective(), rows, solver)
     own = replace(case.objective().loss, name="mine", value=lambda y, l, xp: y - l)
 
     class OnNumPy(wide.Wide):
@@ -117,6 +135,9 @@ def test_it_refuses_what_it_cannot_do():
         def reaches(cls, backend):
             return True
 
+    if trouble := why_not("cupy"):
+        assert f"needs CuPy, which is {trouble}" in OnNumPy.refuses(case.objective(), rows, solver)
+    OnNumPy.trouble = classmethod(lambda cls: None)
     assert "functions of your own" in OnNumPy.refuses(case.objective(loss=own), rows, solver)
     assert OnNumPy.refuses(case.objective(), rows, solver) is None
 

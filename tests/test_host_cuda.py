@@ -57,6 +57,11 @@ def test_shared_memory_and_new_arrays_are_nan(host_cuda):
     assert np.isnan(host_cuda.empty((2, 3), np.float32)).all()
 
 
+def test_what_a_kernel_writes_behind_an_array_is_an_error(host_cuda):
+    with pytest.raises(RuntimeError, match="sum wrote behind an array of 4 bytes"):
+        run(host_cuda, SUM.replace("out[blockIdx.x] = s", "out[1] = s"))
+
+
 def test_a_forgotten_barrier_gives_nan_in_some_order(host_cuda):
     found = set()
     for seed in range(10):
@@ -68,6 +73,26 @@ def test_a_forgotten_barrier_gives_nan_in_some_order(host_cuda):
 def test_atomics_on_floats_do_not_compile(host_cuda):
     with pytest.raises(RuntimeError, match="no matching function for call to .atomicAdd"):
         run(host_cuda, SUM.replace("out[blockIdx.x] = s", "atomicAdd(out, s)"))
+
+
+HALF = """
+extern "C" __global__ void half(const %s* x, %s* out) { out[threadIdx.x] = x[threadIdx.x] * %s; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "names", "want"),
+    [("float32", ("float", "float", "0.5f"), [0.0, -0.0, 0.0]), ("float64", ("double", "double", "0.5"), None)],
+)
+def test_subnormal_float32_are_0_as_cupy_compiles_kernels(host_cuda, dtype, names, want):
+    """A result, and what is read; of float64 they are numbers, and so are they all in the code around."""
+    kind = np.finfo(dtype)
+    x = np.array([kind.tiny, -kind.tiny, kind.smallest_subnormal * 4], dtype)
+    out = host_cuda.empty(3, dtype)
+    host_cuda.RawModule(HALF % names).get_function("half")((1,), (3,), (x, out))
+    np.testing.assert_array_equal(out, x * kind.dtype.type(0.5) if want is None else want)
+    assert np.signbit(out).tolist() == [False, True, False]
+    assert (x * kind.dtype.type(0.5) != 0).all()
 
 
 @pytest.mark.parametrize(
@@ -102,3 +127,20 @@ def test_a_stream_works_as_late_as_its_events_allow(host_cuda):
     assert device.tolist() == [1.0] * 3
     stream.synchronize()
     assert device.tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("file", "bug", "sanitized"),
+    [
+        ("mlp.cu", "the tail of a share is lost", False),
+        ("mlp.cu", "the logistic's slope is a", False),
+        ("mlp.cu", "no fence before a block is counted", True),
+        ("buffers.py", "a copy does not wait for the kernel before", False),
+    ],
+)
+def test_a_bug_in_our_code_is_seen(host_cuda, file, bug, sanitized):
+    """Some of many: `tests/cuda/mutants.py` tries all."""
+    import mutants
+
+    text = mutants.broken(file, *mutants.MUTANTS[file][bug])
+    assert mutants.failure(file, text, host_cuda.CACHE, sanitized=sanitized, limit=300)

@@ -1,34 +1,28 @@
 """The fused engine for GPUs: one pass over the rows, whole steps on the device, for networks that fit in registers.
 
 The kernel is `mlp.cu`: the lesson for one row, in CUDA C++, compiled for a network by CuPy when it is first needed.
-Arrays of torch and JAX on a CUDA device enter and leave by DLPack, without a copy. Rows in host memory, also memory
-maps larger than the GPU's memory, pass through two buffers while the kernel works on the one before.
+Rows in host memory, also memory maps larger than the GPU's memory, pass through two buffers while the kernel works on
+the one before.
 """
 
 import functools
-import importlib
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from bpaccel.engines import Engine, Sums
-from bpaccel.libraries import why_not
+from bpaccel.engines import Sums
+from bpaccel.engines.buffers import Buffers
+from bpaccel.engines.kernels import Kernels
 from bpaccel.solvers import Adam, AdamW, GradientDescent, Momentum, Nesterov, RMSprop
 
 SOURCE = Path(__file__).with_name("mlp.cu")
-# How many CUDA blocks of 256 threads a multiprocessor may hold at once, by what a thread keeps in 32-bit registers (see
-# `Cuda.registers`), set by the compiler's reports: so none of the networks that were compiled moves a number to memory.
-MIN_BLOCKS = ((60, 3), (74, 2), (195, 1))
-# From compute capability 10.0 on, the compiler keeps some more registers where it may keep few: 3-4-1 in 80 of them
-# spilled 8 to 24 bytes a thread there, and nothing on older chips.
-NEWER_CHIP, NEWER_REGISTERS = 100, 6
+# What a thread may keep in 32-bit registers (see `Cuda.registers`), of the 255 that it has. Of 160 networks between 160
+# and 180, drawn at random and compiled for five kinds of chips (NVRTC 13.5, one CUDA block on a multiprocessor), two
+# moved 16 bytes to memory, and the others nothing.
+MOST_REGISTERS = 180
 # Their formulas keep more numbers at once than those of the others.
 LONG_FORMULAS = {"softplus", "elu", "exp", "softmax", "log_loss", "poisson"}
-# From so many rows a step on, a step takes longer than launching the next.
-COOPERATIVE_ROWS = 2**21
-# Rows from host memory are moved in buffers of at least so many bytes: enough for the bus to run at full speed.
-BUFFER_BYTES = 64 * 2**20
 
 # By exact type: a subclass may do something else, and is called step by step. The places in the kernel's enum.
 SOLVERS = {
@@ -42,74 +36,59 @@ SOLVERS = {
 NOTHING = 0  # no solver: the sums are wanted
 
 
-class Cuda(Engine):
+class Cuda(Kernels):
     """One fused pass over the rows on a GPU; and the steps of all our solvers.
 
     Three ways lead to the same bits: all steps in one CUDA block, for few rows; all steps in one launch whose CUDA
-    blocks wait for each other between them; and a launch a step, for many rows.
+    blocks wait for each other between them, for rows that stay in the cache; and a launch a step, for many.
 
     Attributes
     ----------
     threads_of_a_block, sweeps, shares : int
         How rows are cut: a share is what a CUDA block sums at once, four neighbouring rows a thread, ``sweeps`` times;
         a block is that many shares. They fix every bit of the result.
+    blocks_at_once : tuple of int
+        How many CUDA blocks a multiprocessor is to hold at once: the first with which the compiler moves no number
+        from registers to memory. It changes no bit.
     """
 
     name = "cuda"
     same_bits = True
     threads_of_a_block, sweeps, shares = 256, 4, 64
+    blocks_at_once = (3, 2, 1)
 
     def __init__(self, objective, rows, threads=None):
         super().__init__(objective, rows, threads)
-        self.cupy = self.library()
         self._shapes = [(i + objective.bias, o) for i, o in pairwise(objective.layer_sizes)]
         self._ends = np.cumsum([i * o for i, o in self._shapes])
         self._order = None, None
-        self._arrays = None if rows.arrays is None else self._entered(rows.arrays)
-        device = self.cupy.cuda.Device()
-        properties, self.chip = device.attributes, int(device.compute_capability)
+        with self.device:
+            self._arrays = None if rows.arrays is None else self.entered(rows.arrays)
+        properties = self.device.attributes
         self.cooperative = bool(properties["CooperativeLaunch"])
-        self.processors = properties["MultiProcessorCount"]
+        self.processors, self.cache_bytes = properties["MultiProcessorCount"], properties["L2CacheSize"]
 
     @functools.cached_property
     def buffers(self):
         """Where rows from the host pass through."""
-        return _Buffers(self)
+        return Buffers(self.cupy, self.rows, self.objective.layer_sizes, self.block_rows)
 
     def close(self):
         super().close()
-        self.__dict__.pop("buffers", None)
-
-    @classmethod
-    def library(cls):
-        """The module that launches kernels: CuPy."""
-        return importlib.import_module("cupy")
-
-    @classmethod
-    def reaches(cls, backend):
-        """Whether arrays of a backend are in a CUDA device's memory."""
-        place = str(backend.device).lower()  # "cuda:0" on torch and JAX
-        return backend.library.name == "cupy" or (backend.library.name in ("torch", "jax") and place.startswith("cuda"))
+        if buffers := self.__dict__.pop("buffers", None):
+            buffers.close()
 
     @classmethod
     def refuses(cls, objective, rows, solver):
-        if not cls.reaches(rows.backend):
-            return (f"it computes on a CUDA device, and the rows are on {rows.backend.name}. "
-                    "Use backend='cupy', or give CuPy arrays.")  # fmt: skip
-        if trouble := cls.trouble():
-            return f"it needs CuPy, which is {trouble}."
+        if trouble := cls.out_of_reach(rows.backend):
+            return trouble
         if not objective.known:
             return "it cannot compile activations or losses of your own. Use engine='blocked'."
-        need, most = cls.registers(objective, rows.dtype, weighted=True, vector=False), MIN_BLOCKS[-1][0]
-        if need > most:
+        need = cls.registers(objective, rows.dtype, weighted=True, vector=False)
+        if need > MOST_REGISTERS:
             what = f"a thread would keep {need} registers' worth of weights, their sums and a row in {rows.dtype}"
-            return f"{what}, and can keep {most}. Use engine='auto'."
+            return f"{what}, and can keep {MOST_REGISTERS}. Use engine='auto'."
         return None
-
-    @classmethod
-    def trouble(cls):
-        """Why kernels cannot be launched here, in words; None where they can."""
-        return why_not("cupy")
 
     @classmethod
     def rows_of_a_block(cls, objective, rows):
@@ -123,23 +102,16 @@ class Cuda(Engine):
     @classmethod
     def registers(cls, objective, dtype, *, weighted, vector):
         """The 32-bit registers that a thread keeps busy: weights, their sums, the rows being read, and formulas."""
-        names = {objective.loss.name, *(f.name for f in objective.activations)}
-        numbers = 2 * _count(objective) + 2 + weighted + (16 if names & LONG_FORMULAS else 10)
-        row = objective.layer_sizes[0] + objective.layer_sizes[-1] + weighted
+        names, outputs = {objective.loss.name, *(f.name for f in objective.activations)}, objective.layer_sizes[-1]
+        # Of an output its sum, the answer, the error and the delta; and what the formulas hold.
+        numbers = 2 * _count(objective) + 2 + weighted + 4 * outputs + (12 if names & LONG_FORMULAS else 6)
+        row = objective.layer_sizes[0] + outputs + weighted
         words = 1 if dtype == "float32" else 2
         return words * (numbers + 4 * row) if vector else words * (numbers + row) + 16  # 16: of strides and addresses
 
     @classmethod
-    def min_blocks(cls, objective, dtype, *, weighted, vector, chip):
-        """CUDA blocks that a multiprocessor of a chip (90: compute capability 9.0) holds at once; None if a thread's
-        registers are not enough."""
-        need = cls.registers(objective, dtype, weighted=weighted, vector=vector)
-        more = NEWER_REGISTERS if chip >= NEWER_CHIP else 0
-        return next((blocks for most, blocks in MIN_BLOCKS if need + more * (blocks > 1) <= most), None)
-
-    @classmethod
-    def macros(cls, objective, dtype, *, weighted, vector, chip):
-        """The compiler's options for a network: everything that `mlp.cu` wants to know."""
+    def options(cls, objective, dtype, *, weighted, vector):
+        """The compiler's options for a network: everything that `mlp.cu` wants to know but MIN_BLOCKS."""
         names, loss = [f.name for f in objective.activations], objective.loss
         name, _, number = loss.name.partition(":")
         macros = {
@@ -155,29 +127,42 @@ class Cuda(Engine):
             "THREADS": cls.threads_of_a_block,
             "SWEEPS": cls.sweeps,
             "SHARES": cls.shares,
-            "MIN_BLOCKS": cls.min_blocks(objective, dtype, weighted=weighted, vector=vector, chip=chip),
         }
         # No multiplication and addition are fused but those that the source names: the same bits everywhere.
         return ("-std=c++17", "-fmad=false", *(f"-D{name}={value}" for name, value in macros.items()))
 
+    def kernel(self, arrays, *, aligned, cooperative):
+        """The compiled kernel for arrays, and how many CUDA blocks of it a multiprocessor holds at once.
+
+        ``aligned`` says whether steps begin where rows can be read 16 bytes at a time.
+        """
+        network, weighted = (self.objective, self.rows.dtype), arrays[2] is not None
+        fits = self.registers(*network, weighted=weighted, vector=True) <= MOST_REGISTERS
+        vector = fits and aligned and all(map(_packed, arrays))
+        options = self.options(*network, weighted=weighted, vector=vector)
+        return _kernel(self.cupy, options, self.blocks_at_once, cooperative, self.device.id)
+
     def block(self, weights, X, y, w):
-        return self._sums(weights, self._entered((X, y, w)), None, 0, X.shape[0])
+        with self.device:
+            return self._sums(weights, self.entered((X, y, w)), None, 0, X.shape[0])
 
     def sums(self, weights, order, start, stop):
-        return self._sums(weights, self._arrays, order, start, stop)
+        with self.device:
+            return self._sums(weights, self._arrays, order, start, stop)
 
     def run(self, weights, solver, state, batches, rates, step):
         if type(solver) not in SOLVERS:
             return super().run(weights, solver, state, batches, rates, step)
-        job = _Job(self, weights, state, batches.starts, batches.stops)
-        job.settle_by(solver, rates, step)
-        job.take(self._arrays, batches.order)
-        return self._matrices(job.weights), tuple(map(self._matrices, job.state)), self._left(job.totals)
+        with self.device:
+            job = _Job(self, weights, state, batches.starts, batches.stops)
+            job.settle_by(solver, rates, step)
+            job.take(self._arrays, batches.order)
+            return self._matrices(job.weights), tuple(map(self._matrices, job.state)), self.left(job.totals)
 
     def _sums(self, weights, arrays, order, start, stop):
         job = _Job(self, weights, (), [start], [stop])
         job.take(arrays, order)
-        return Sums(self._matrices(job.sums), self._left(job.totals[0, :3]))
+        return Sums(self._matrices(job.sums), self.left(job.totals[0, :3]))
 
     def on_device(self, order):
         """An epoch's order, moved there once."""
@@ -185,33 +170,29 @@ class Cuda(Engine):
             self._order = order, self.cupy.asarray(np.asarray(order, np.int64))
         return self._order[1]
 
-    # DLPack also makes CuPy's stream wait for what torch and JAX have still to compute, and theirs for ours.
-    def _entered(self, arrays):
-        """Arrays of the backend as CuPy's, in the same memory."""
-        own = self.cupy.ndarray
-        return [x if x is None or isinstance(x, own) else self.cupy.from_dlpack(x) for x in arrays]
-
-    def _left(self, x):
-        """An array of CuPy's as the backend's: in the same memory, unless the backend lacks its dtype."""
-        backend = self.rows.backend
-        if x.dtype.name not in backend.floats:
-            x = x.astype(backend.widest)
-        return x if backend.library.name == "cupy" else backend.xp.from_dlpack(x)
-
     def flat(self, matrices):
         """A copy of all matrices, one after the other, in the dtype of the rows."""
-        return self.cupy.concatenate([W.ravel() for W in self._entered(matrices)]).astype(self.rows.dtype, copy=False)
+        return self.cupy.concatenate([W.ravel() for W in self.entered(matrices)]).astype(self.rows.dtype, copy=False)
 
     def _matrices(self, flat):
         begins = [0, *self._ends[:-1]]
-        return [self._left(flat[a:b].reshape(shape)) for a, b, shape in zip(begins, self._ends, self._shapes)]
+        return [self.left(flat[a:b].reshape(shape)) for a, b, shape in zip(begins, self._ends, self._shapes)]
 
 
 @functools.cache
-def _kernel(cupy, options, cooperative):
-    """The compiled kernel: CuPy keeps it on the disk, too."""
-    module = cupy.RawModule(code=SOURCE.read_text(), options=options, enable_cooperative_groups=cooperative)
-    return module.get_function("train")
+def _kernel(cupy, options, choices, cooperative, device):
+    """The compiled kernel for a device, and the first of the choices of MIN_BLOCKS with which it spills nothing.
+
+    CuPy keeps it on the disk, too.
+    """
+    source, kernel, blocks = SOURCE.read_text(), None, 0
+    for blocks in choices:
+        chosen = (*options, f"-DMIN_BLOCKS={blocks}")
+        module = cupy.RawModule(code=source, options=chosen, enable_cooperative_groups=cooperative)
+        kernel = module.get_function("train")
+        if not kernel.local_size_bytes:
+            break
+    return kernel, blocks
 
 
 class _Job:
@@ -221,14 +202,17 @@ class _Job:
         cp = self.cp = engine.cupy
         self.engine = engine
         self.starts, self.stops = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
+        if (self.stops <= self.starts).any():  # no CUDA block would end such a step, and a grid would wait for ever
+            j = int((self.stops <= self.starts).argmax())
+            raise ValueError(f"`stops` must be greater than `starts`, for a step takes at least one row; got "
+                             f"{self.stops[j]} after {self.starts[j]}, of step {j}. Leave that step out.")  # fmt: skip
         self.rows = int((self.stops - self.starts).max())
         self.steps = len(self.starts)
-        self.on_device = cp.asarray(self.starts), cp.asarray(self.stops)
+        self.bounds = cp.asarray(self.starts), cp.asarray(self.stops)
         self.weights, self.state = engine.flat(weights), tuple(map(engine.flat, state))
         self.totals = cp.empty((self.steps, 4), np.float64)
         self.sums = cp.empty(self.weights.shape, np.float64)
         self.solver, self.rules, self.rates = NOTHING, cp.zeros(7), cp.zeros((self.steps, 3), engine.rows.dtype)
-        self.work = None
 
     def settle_by(self, solver, rates, step):
         """The solver whose steps are taken, the first of them numbered ``step``."""
@@ -237,7 +221,8 @@ class _Job:
         rules = [o.reduction == "mean", o.l1, o.l2, o.clip or 0.0, *(getattr(solver, name) for name in names)]
         self.rules = self.cp.asarray(np.array([*rules, *[0.0] * (7 - len(rules))], np.float64))
         # The rate; what remains of the weights; and by what the root of the mean squares is divided.
-        steps = np.array([(rate, 1.0, 1.0) for rate in rates])
+        steps = np.ones((len(rates), 3))
+        steps[:, 0] = rates
         if isinstance(solver, Adam):  # whose means began at 0
             powers = np.arange(step + 1, step + 1 + len(rates))
             root = (1.0 - solver.beta_2**powers) ** 0.5
@@ -251,101 +236,77 @@ class _Job:
 
     def take(self, arrays, order):
         """Take all steps, over arrays on the device, or over what `Rows` reads on the host."""
-        e = self.engine
         if arrays is None:
-            for j in range(self.steps):
-                self._stream(order, j)
-        elif self.rows <= e.share_rows():
-            self._launch(arrays, order, blocks=1, steps=self.steps)
-        elif self.steps > 1 and e.cooperative and self.rows <= COOPERATIVE_ROWS:
-            self._launch(arrays, order, steps=self.steps, cooperative=True)
+            self._stream(order)
+            return
+        e = self.engine
+        alone = self.rows <= e.share_rows()
+        stay = self.rows * _row_bytes(arrays) <= e.cache_bytes
+        together = not alone and self.steps > 1 and e.cooperative and stay
+        work = self._work(self.rows, weighted=arrays[2] is not None)
+        aligned = order is None and not (self.starts % 4).any()
+        launch = _Launch(self, arrays, order, work, aligned=aligned, cooperative=together)
+        if alone or together:
+            launch(0, self.rows, steps=self.steps, blocks=1 if alone else None)
         else:
             for j in range(self.steps):
-                self._launch(arrays, order, step=j)
+                launch(j, self.rows)
 
-    def _launch(self, arrays, order, *, blocks=None, step=0, steps=1, first=0, rows=None, origin=0, cooperative=False):
-        """Launch the kernel for some steps, of each for ``rows`` rows from its ``first`` on."""
+    def _stream(self, order):
+        """Take all steps over rows on the host, a buffer at a time."""
+        buffers = self.engine.buffers
+        work = self._work(min(self.rows, buffers.rows), weighted=buffers.pair[0].arrays[2] is not None)
+        launches = [_Launch(self, buffer.arrays, None, work, aligned=True) for buffer in buffers.pair]
+        for j, (start, stop) in enumerate(zip(self.starts.tolist(), self.stops.tolist())):
+            for number, first, end in buffers.filled(start, stop, order):
+                launches[number](j, end - first, first=first - start, origin=first)
+
+    def _work(self, launched, *, weighted):
+        """Where sums of shares and blocks wait, and the counters, for launches of at most so many rows."""
         e, cp = self.engine, self.cp
+        numbers = self.weights.size + 2 + weighted
+        shares, blocks = -(-launched // e.share_rows()), -(-self.rows // e.block_rows)
+        return (cp.empty(shares * numbers, np.float64), cp.empty(blocks * numbers, np.float64),
+                cp.zeros(2 + -(-shares // e.shares), np.uint32))  # fmt: skip
+
+
+class _Launch:
+    """Launches of a job's kernel over the same arrays: what they have in common is put together once."""
+
+    def __init__(self, job, arrays, order, work, *, aligned, cooperative=False):
+        e = job.engine
         X, y, w = arrays
-        form = {"weighted": w is not None, "vector": True, "chip": e.chip}
-        packed = order is None and not (self.starts % 4).any() and all(map(_packed, arrays))
-        form["vector"] = packed and e.min_blocks(e.objective, e.rows.dtype, **form) is not None
-        options = e.macros(e.objective, e.rows.dtype, **form)
-        resident = e.processors * e.min_blocks(e.objective, e.rows.dtype, **form)
-        rows = self.rows if rows is None else rows
-        shares = -(-rows // e.share_rows())
-        threads = e.threads_of_a_block if shares > 1 else min(e.threads_of_a_block, -(-rows // 32) * 32)
-        if self.work is None:  # the first launch of a job is its largest
-            numbers = self.weights.size + 2 + (w is not None)
-            sets = -(-self.rows // e.block_rows)
-            self.work = (cp.empty(shares * numbers, np.float64), cp.empty(sets * numbers, np.float64),
-                         cp.zeros(2 + -(-shares // e.shares), np.uint32))  # fmt: skip
-        arguments = (
+        self._kernel, blocks = e.kernel(arrays, aligned=aligned, cooperative=cooperative)
+        self._resident = e.processors * blocks
+        self._share_rows, self._threads = e.share_rows(), e.threads_of_a_block
+        self._before = (
             *(X, y, X if w is None else w),
             *(np.int64(step) for step in (*_steps(X), *_steps(y), *(_steps(w) if w is not None else (0,)))),
-            self.on_device[0] if order is None else e.on_device(order), np.int32(order is not None), np.int64(origin),
-            *self.on_device, self.rates, np.int64(step), np.int64(steps),
-            *(np.int64(share) for share in (first // e.share_rows(), first // e.share_rows() + shares)),
-            *(self.weights, *self.state, self.weights, self.weights)[:3],
-            self.rules, np.int32(self.solver), self.totals, self.sums, *self.work,
+            job.bounds[0] if order is None else e.on_device(order), np.int32(order is not None),
         )  # fmt: skip
-        _kernel(cp, options, cooperative)((blocks or min(shares, resident),), (threads,), arguments)
+        self._between = *job.bounds, job.rates
+        self._after = (*(job.weights, *job.state, job.weights, job.weights)[:3],
+                       job.rules, np.int32(job.solver), job.totals, job.sums, *work)  # fmt: skip
 
-    def _stream(self, order, step):
-        """One step over rows on the host: one of two buffers is filled while the kernel reads the other."""
-        e, cp = self.engine, self.cp
-        start, stop = int(self.starts[step]), int(self.stops[step])
-        kernels = cp.cuda.get_current_stream()
-        for k, at in enumerate(range(start, stop, e.buffers.rows)):
-            buffer, end = e.buffers[k % 2], min(at + e.buffers.rows, stop)
-            buffer.copied.synchronize()  # before what it copies from changes
-            host = e.rows.on_host(at, end, order)
-            for x, pinned in zip(host, buffer.pinned):
-                if x is not None:
-                    pinned[: end - at] = x
-            e.buffers.stream.wait_event(buffer.used)  # before what the kernel reads changes
-            arrays = [None if x is None else device[: end - at] for x, device in zip(host, buffer.device)]
-            for device, pinned in zip(arrays, buffer.pinned):
-                if device is not None:
-                    device.set(pinned[: end - at], stream=e.buffers.stream)
-            buffer.copied.record(e.buffers.stream)
-            kernels.wait_event(buffer.copied)
-            self._launch(arrays, None, step=step, first=at - start, rows=end - at, origin=at)
-            buffer.used.record(kernels)
-
-
-class _Buffers:
-    """Two buffers for rows from the host: pinned memory, memory on the device, and events that say who has done."""
-
-    def __init__(self, engine):
-        cp, (inputs, *_, outputs), dtype = engine.cupy, engine.objective.layer_sizes, np.dtype(engine.rows.dtype)
-        row_bytes = (inputs + outputs + 1) * dtype.itemsize
-        blocks = max(1, BUFFER_BYTES // (row_bytes * engine.block_rows))
-        self.rows = blocks * engine.block_rows
-        rows = min(self.rows, engine.rows.n)
-        self.stream = cp.cuda.Stream(non_blocking=True)
-        self._pair = [_Buffer(cp, [(rows, inputs), (rows, outputs), (rows,)], dtype) for _ in range(2)]
-
-    def __getitem__(self, k):
-        return self._pair[k]
-
-
-class _Buffer:
-    def __init__(self, cp, shapes, dtype):
-        self.pinned = [_pinned(cp, shape, dtype) for shape in shapes]
-        self.device = [cp.empty(shape, dtype) for shape in shapes]
-        self.copied, self.used = cp.cuda.Event(disable_timing=True), cp.cuda.Event(disable_timing=True)
-
-
-def _pinned(cp, shape, dtype):
-    """An array in memory that the device can read by itself, while the processor does something else."""
-    size = int(np.prod(shape))
-    return np.frombuffer(cp.cuda.alloc_pinned_memory(size * dtype.itemsize), dtype, size).reshape(shape)
+    def __call__(self, step, rows, *, steps=1, blocks=None, first=0, origin=0):
+        """Take some steps from ``step`` on, of each ``rows`` rows from its ``first`` on, the arrays' first row being
+        numbered ``origin``."""
+        shares = -(-rows // self._share_rows)
+        threads = self._threads if shares > 1 else min(self._threads, -(-rows // 32) * 32)
+        begin = first // self._share_rows
+        places = np.array([origin, step, steps, begin, begin + shares])  # of int64
+        arguments = (*self._before, places[0], *self._between, *places[1:], *self._after)
+        self._kernel((blocks or min(shares, self._resident),), (threads,), arguments)
 
 
 def _count(objective):
     """The weights of a network."""
     return sum((i + objective.bias) * o for i, o in pairwise(objective.layer_sizes))
+
+
+def _row_bytes(arrays):
+    """What the kernel reads for a row."""
+    return sum(x.itemsize * x.size // len(x) for x in arrays if x is not None)
 
 
 def _steps(x):

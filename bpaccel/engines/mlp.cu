@@ -11,6 +11,7 @@
 // out). Rows are cut into shares of 4 * THREADS * SWEEPS, a share's rows go to threads by their number, sums go from
 // threads to warps to shares to blocks of SHARES shares to the total, always in the same order, and from the warps on
 // in double. How many CUDA blocks do it, and in how many launches, changes nothing. Atomics only count and elect.
+// Subnormal numbers are 0 in float32: CuPy compiles all kernels with -ftz=true, after whatever options they ask for.
 
 // --- numbers ---------------------------------------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ INLINE Real log1p_unit(Real u) { return twice_atanh(u / (u + Real(2))); }
 
 // log x = k ln 2 + 2 atanh((m - 1) / (m + 1)), where x = 2**k * m and m lies in sqrt(1/2) .. sqrt(2); x > 0 and finite.
 INLINE Real log_of(Real x) {
-    const bool small = x < TINY;
+    const bool small = FLOAT64 && x < TINY;  // in float32 there is nothing between 0 and TINY
     const Bits bits = TO_BITS(small ? x * SUBNORMAL_SCALE : x);
     const int k = (int)((bits - HALF_ROOT + ONE) >> FRACTION) - (int)(ONE >> FRACTION);
     const Real m = FROM_BITS(bits - ((Bits)k << FRACTION));
@@ -547,6 +548,10 @@ train(const Real* __restrict__ x, const Real* __restrict__ y, const Real* __rest
     const Rows rows = {x, y, row_weights, x_row, x_column, y_row, y_column, weight_row, ordered ? order : nullptr,
                        origin};
     for (long long taken = 0; taken < steps; ++taken, ++step) {
+        const long long start = starts[step], stop = stops[step];
+        const long long shares = (stop - start + SHARE_ROWS - 1) / SHARE_ROWS, blocks = (shares + SHARES - 1) / SHARES;
+        // Without a share of this step it is not waited for, and would look at weights that are just being moved.
+        if (first_share + blockIdx.x >= shares) continue;
         if (taken && gridDim.x > 1) {
             if (threadIdx.x == 0) {
                 while (atomicAdd(counters + STEPS_TAKEN, 0u) < (unsigned int)taken) __nanosleep(32);
@@ -561,8 +566,6 @@ train(const Real* __restrict__ x, const Real* __restrict__ y, const Real* __rest
 #pragma unroll
         for (int i = 0; i < NW; ++i) w[i] = i < first_weight(1) ? current[i] * Activation<0>::SCALE : current[i];
 
-        const long long start = starts[step], stop = stops[step];
-        const long long shares = (stop - start + SHARE_ROWS - 1) / SHARE_ROWS, blocks = (shares + SHARES - 1) / SHARES;
         bool ends = false;  // whether this CUDA block ends the step
         for (long long share = first_share + blockIdx.x; share < shares && share < last_share; share += gridDim.x) {
             const long long first = start + share * SHARE_ROWS, block = share / SHARES, local = share - first_share;
@@ -592,7 +595,7 @@ train(const Real* __restrict__ x, const Real* __restrict__ y, const Real* __rest
         __syncthreads();
         if (threadIdx.x == 0) {
             __threadfence();  // the new weights, before they are announced
-            atomicAdd(counters + STEPS_TAKEN, 1u);  // only ever up: a block without a share may look late
+            atomicAdd(counters + STEPS_TAKEN, 1u);
         }
     }
 }

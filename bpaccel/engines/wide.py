@@ -1,4 +1,4 @@
-"""Wide networks on CuPy: cuBLAS for the matrix products, one fused kernel for each pass between them.
+"""Wide networks on GPUs: CuPy's cuBLAS for the matrix products, one fused kernel for each pass between them.
 
 The core on CuPy reads and writes every layer some ten times a step, and makes an array for each. Here a layer is
 written by its product, passed over once for bias and activation, and read once by the product above; its delta is
@@ -6,26 +6,27 @@ passed over once. Rows go in blocks through buffers that are made once, so that 
 those of ``wide.cu``.
 """
 
-import importlib
 import importlib.resources
 import math
 from functools import cache
 
 import numpy as np
 
-from bpaccel.engines import Engine, Sums
+from bpaccel.engines import Sums
+from bpaccel.engines.kernels import Kernels
 
 # Bytes that a block's layers and deltas may fill. Some ten launches of a few microseconds each should be little beside
 # the time that a GPU takes for so much memory; counted, and not yet measured on one.
 BLOCK_BYTES = 256 * 2**20
 THREADS = 256  # of a CUDA block, as wide.cu has it
+KERNELS = ("activate", "descend", "softmax", "output", "add_totals")
 # The place of a name is its number in wide.cu.
 ACTIVATIONS = ("identity", "sigmoid", "tanh", "relu", "softmax", "leaky_relu", "elu", "softplus", "exp")
 LOSSES = ("squared_error", "log_loss", "categorical", "absolute_error", "poisson", "huber", "quantile")
 
 
-class Wide(Engine):
-    """The core with cuBLAS and fused element-wise kernels, for CuPy arrays.
+class Wide(Kernels):
+    """The core with cuBLAS and fused element-wise kernels.
 
     cuBLAS computes in the arrays' own precision; TF32 only where CuPy is told so (``CUPY_TF32=1``).
     """
@@ -36,16 +37,17 @@ class Wide(Engine):
 
     def __init__(self, objective, rows, threads=None):
         super().__init__(objective, rows, threads)
-        self._xp = self.library()
         self._real = np.dtype(rows.dtype).type
-        self._module = self._xp.RawModule(code=source(), options=options(rows.dtype))
+        with self.device:
+            module = self.cupy.RawModule(code=source(), options=options(rows.dtype))
+            # CuPy looks a module up each time that it is asked for a function of it.
+            self._kernels = {name: module.get_function(name) for name in KERNELS}
         self._buffers = None
 
     @classmethod
     def refuses(cls, objective, rows, solver):
-        if not cls.reaches(rows.backend):
-            place = rows.backend.name
-            return f"it computes on CuPy arrays, and these are on {place}. Use backend='cupy', or engine='auto'."
+        if trouble := cls.out_of_reach(rows.backend):
+            return trouble
         names = {*(f.name for f in objective.activations), _loss(objective)[0]}
         if not objective.known or not names <= {*ACTIVATIONS, *LOSSES}:
             return f"it knows {', '.join([*ACTIVATIONS, *LOSSES])}, not functions of your own. Use engine='array'."
@@ -58,18 +60,13 @@ class Wide(Engine):
         # No more than the rows of `Blocked`: a product in float32 over more would lose digits.
         return 2 ** max(8, min(16, int(math.log2(BLOCK_BYTES / (values * itemsize)))))
 
-    @classmethod
-    def library(cls):
-        """The module that launches kernels: CuPy."""
-        return importlib.import_module("cupy")
-
-    @classmethod
-    def reaches(cls, backend):
-        """Whether the kernels can be given a backend's arrays."""
-        return backend.library.name == "cupy"
-
     def block(self, weights, X, y, w):
-        xp, n, objective = self._xp, X.shape[0], self.objective
+        with self.device:
+            updates, totals = self._passes(self.entered(weights), *self.entered((X, y, w)))
+            return Sums([self.left(u) for u in updates], self.left(totals))
+
+    def _passes(self, weights, X, y, w):
+        xp, n, objective = self.cupy, X.shape[0], self.objective
         layers, deltas, ones, part = self._for(n)
         weights = [xp.ascontiguousarray(W) for W in weights]
         w = ones if w is None else xp.ascontiguousarray(w)
@@ -102,21 +99,21 @@ class Wide(Engine):
                 self._launch("descend", l.size, _code(f), error, l, np.int64(l.size))
             delta = error
             updates.append(self._update(below[k], delta, ones))
-        return Sums(updates[::-1], totals)
+        return updates[::-1], totals
 
     def _launch(self, name, values, *arguments):
         """Launch a kernel over some numbers; returns its CUDA blocks, a function of how many numbers there are."""
         blocks = min(self.most_blocks, -(-values // THREADS))
-        self._module.get_function(name)((blocks,), (THREADS,), arguments)
+        self._kernels[name]((blocks,), (THREADS,), arguments)
         return blocks
 
     def _update(self, l, delta, ones):
         """l.T @ delta, and under it, where there is a bias, the sum of delta over the rows: (I [+ 1], O)."""
         inputs, outputs = l.shape[1], delta.shape[1]
-        update = self._xp.empty((inputs + self.objective.bias, outputs), dtype=delta.dtype)
-        self._xp.dot(l.T, delta, out=update[:inputs])  # (I, n) @ (n, O) -> (I, O)
+        update = self.cupy.empty((inputs + self.objective.bias, outputs), dtype=delta.dtype)
+        self.cupy.dot(l.T, delta, out=update[:inputs])  # (I, n) @ (n, O) -> (I, O)
         if self.objective.bias:
-            self._xp.dot(ones[None, :], delta, out=update[inputs:])  # faster on CuPy than a sum over rows
+            self.cupy.dot(ones[None, :], delta, out=update[inputs:])  # faster on CuPy than a sum over rows
         return update
 
     def _for(self, n):
@@ -126,7 +123,7 @@ class Wide(Engine):
         one piece.
         """
         if self._buffers is None or n > len(self._buffers[2]):
-            xp, sizes, dtype = self._xp, self.objective.layer_sizes[1:], np.dtype(self.rows.dtype)
+            xp, sizes, dtype = self.cupy, self.objective.layer_sizes[1:], np.dtype(self.rows.dtype)
             layers = [xp.empty((n, size), dtype=dtype) for size in sizes]
             pair = [xp.empty(n * max(sizes[k::2], default=0), dtype=dtype) for k in (0, 1)]
             part = xp.empty(3 * self.most_blocks, dtype=np.float64)

@@ -7,6 +7,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+# What CuPy puts behind the options that it is given, where the last of two counts (cupy/cuda/compiler.py).
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
+
 
 def missing():
     """Why kernels cannot be compiled here, with the remedy; None where they can."""
@@ -43,7 +46,7 @@ class Kernel:
 
 
 def compile(source, options, arch):
-    """Compile CUDA C++ for a chip, ``90`` for compute capability 9.0.
+    """Compile CUDA C++ as CuPy does, for a chip, ``90`` for compute capability 9.0.
 
     Returns
     -------
@@ -61,7 +64,7 @@ def compile(source, options, arch):
     program = nvrtc.createProgram(source, "kernels.cu", (), ())
     try:
         try:
-            nvrtc.compileProgram(program, (*options, f"-arch=sm_{arch}", "--ptxas-options=-v"))
+            nvrtc.compileProgram(program, (*options, *CUPY_OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v"))
         except nvrtc.NVRTCError as error:
             raise RuntimeError(nvrtc.getProgramLog(program)) from error
         log = nvrtc.getProgramLog(program)

@@ -6,7 +6,9 @@
 // different barriers) is an error here. The seed picks the order in which threads and blocks run: a right kernel gives
 // the same bits for every seed. Shared memory begins as 0xff bytes (nan). Under -fsanitize=thread a race between CUDA
 // threads is reported even though they share one OS thread. There is no atomicAdd of floats: its order is not fixed, so
-// a kernel that uses one does not compile.
+// a kernel that uses one does not compile. To a kernel with a parameter of float32, subnormal numbers are 0, as CuPy has
+// all kernels compiled (-ftz=true). A processor differs from a GPU in that float64 then has none either, and where only
+// rounding makes a number normal.
 #pragma once
 #include <link.h>
 #include <setjmp.h>
@@ -27,6 +29,9 @@
 #include <tuple>
 #include <type_traits>
 #include <vector>
+#if __SSE__
+#include <xmmintrin.h>
+#endif
 #if __SANITIZE_THREAD__
 extern "C" { void* __tsan_create_fiber(unsigned); void __tsan_destroy_fiber(void*);
 void* __tsan_get_current_fiber(); void __tsan_switch_to_fiber(void*, unsigned);
@@ -43,7 +48,6 @@ inline void __tsan_release(void*) {}
 #endif
 
 struct uint3 { unsigned x, y, z; };
-struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) double2 { double x, y; };
 
@@ -153,6 +157,26 @@ NO_TSAN inline void poison_shared() {   // this library's thread-locals, our own
     }, nullptr);
     fiber = keep;
 }
+// The processor's own switch for subnormal numbers, for as long as a block runs; a fiber begins with what is set then.
+class Flush {
+#if __SSE__
+    static unsigned get() { return _mm_getcsr(); }
+    static void set(unsigned word) { _mm_setcsr(word); }
+    static constexpr unsigned ZEROS = 0x8040;  // for results, and for what is read
+#elif __aarch64__
+    static unsigned long get() { unsigned long word; asm volatile("mrs %0, fpcr" : "=r"(word)); return word; }
+    static void set(unsigned long word) { asm volatile("msr fpcr, %0" : : "r"(word)); }
+    static constexpr unsigned long ZEROS = 1ul << 24;
+#else
+    static unsigned get() { return 0; }
+    static void set(unsigned) {}
+    static constexpr unsigned ZEROS = 0;
+#endif
+    const decltype(ZEROS) before = get();
+public:
+    explicit Flush(bool wanted) { if (wanted) set(before | ZEROS); }
+    ~Flush() { set(before); }
+};
 // A block that only waits (__nanosleep) while all others wait or have ended waits for ever. Told by the clock: a thread
 // that the machine does not run may be about to see what it waits for.
 struct Patience {
@@ -225,7 +249,7 @@ NO_TSAN inline void run_block(Block& b) {
     __tsan_acquire(&b);
     for (Fiber& f : b.fibers) __tsan_destroy_fiber(f.tsan);
 }
-inline void launch(const unsigned* g, const unsigned* d, void (*call)(void**), void** args,
+inline void launch(const unsigned* g, const unsigned* d, void (*call)(void**), bool flush, void** args,
                    uint64_t seed, bool concurrent) {
 #if __SANITIZE_THREAD__
     concurrent = true;   // its own thread-locals a block: no false races on __shared__
@@ -245,6 +269,7 @@ inline void launch(const unsigned* g, const unsigned* d, void (*call)(void**), v
         b.dim = {d[0], d[1], d[2]}, b.grid = {g[0], g[1], g[2]};
         b.random.seed(seed * 1000003 + i), b.call = call, b.args = args, b.failed = &failed, b.idle = &idle;
         if (b.fibers.size() != threads) b.fibers = std::vector<Fiber>(threads);
+        const Flush subnormals(flush);
         try { run_block(b); } catch (const std::exception& e) {
             std::lock_guard<std::mutex> lock(guard);
             if (!failed) error = "block " + std::to_string(i) + ": " + e.what();
@@ -287,6 +312,7 @@ template <class... A, void (*F)(A...)> struct Caller<F> {
         F(*(std::remove_cv_t<A>*)a[I]...);
     }
     static void call(void** a) { go(a, std::index_sequence_for<A...>{}); }
+    static constexpr bool flush = (std::is_same_v<std::remove_cv_t<std::remove_pointer_t<A>>, float> || ...);
 };
 }  // namespace cuda_host
 
@@ -296,13 +322,13 @@ template <class... A, void (*F)(A...)> struct Caller<F> {
         static const std::string s = cuda_host::signature(name); return s.c_str(); }  \
     EXPORT int name##_launch(const unsigned* g, const unsigned* b, void** args,   \
                                  uint64_t seed, int concurrent, char* why, size_t n) { \
-        try { cuda_host::launch(g, b, cuda_host::Caller<name>::call, args, seed,      \
+        using kernel = cuda_host::Caller<name>;                                       \
+        try { cuda_host::launch(g, b, kernel::call, kernel::flush, args, seed,        \
                                 concurrent); return 0; }                              \
         catch (const std::exception& e) { snprintf(why, n, "%s", e.what()); return 1; } }
 
 #define __global__
 #define __device__
-#define __host__
 #define __shared__ static thread_local
 #define __forceinline__ inline
 #define __launch_bounds__(...)
@@ -315,15 +341,8 @@ template <class... A, void (*F)(A...)> struct Caller<F> {
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
     cuda_host::exchange(mask, 0, cuda_host::fiber->lane, 1);
 }
-template <class T> T __shfl_sync(unsigned m, T v, unsigned s) {
-    return cuda_host::exchange(m, v, s % 32, 2);
-}
 template <class T> T __shfl_xor_sync(unsigned m, T v, unsigned d) {
     return cuda_host::exchange(m, v, (cuda_host::fiber->lane ^ d) % 32, 3);
-}
-template <class T> T __shfl_down_sync(unsigned m, T v, unsigned d) {
-    const unsigned l = cuda_host::fiber->lane;
-    return cuda_host::exchange(m, v, l + d < 32 ? l + d : l, 4);
 }
 // An atomic orders other memory only between fences, as in the PTX memory model:
 // write; barrier; fence; atomic  -->  atomic; fence; barrier; read
@@ -350,11 +369,8 @@ inline unsigned atomicInc(unsigned* p, unsigned top) {
                                         __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
     return v;
 }
-template <class T> T __ldg(const T* p) { return *p; }
 template <class T> T __ldcg(const T* p) { return *p; }
 inline unsigned __float_as_uint(float v) { unsigned i; memcpy(&i, &v, 4); return i; }
 inline float __uint_as_float(unsigned i) { float v; memcpy(&v, &i, 4); return v; }
-inline int __float_as_int(float v) { int i; memcpy(&i, &v, 4); return i; }
-inline float __int_as_float(int i) { float v; memcpy(&v, &i, 4); return v; }
 inline long long __double_as_longlong(double v) { long long i; memcpy(&i, &v, 8); return i; }
 inline double __longlong_as_double(long long i) { double v; memcpy(&v, &i, 8); return v; }

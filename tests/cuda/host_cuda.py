@@ -1,8 +1,8 @@
 """What our launch code uses of CuPy, on NumPy arrays: CUDA C++ is compiled by g++ and run on the CPU.
 
 It stands in for the module `cupy`, so that the code that launches kernels on a GPU runs unchanged under test. Unlike
-the driver it checks every argument against its parameter, what is not yet written is nan, and copies and kernels of a
-stream come as late as its events and synchronisations allow.
+the driver it checks every argument against its parameter, what is not yet written is nan, what a kernel writes behind
+an array is an error, and copies and kernels of a stream come as late as its events and synchronisations allow.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,6 +88,8 @@ def _processor():
 
 
 class _Function:
+    local_size_bytes = 0  # g++ spills as it likes
+
     def __init__(self, module, name):
         self._module, self._name = module, name
         self._launch = getattr(module.library, name + "_launch")
@@ -110,6 +113,9 @@ class _Function:
         seed, room = ctypes.c_uint64(RawModule.seed), ctypes.c_size_t(len(why))
         if self._launch(grid, block, argv, seed, int(self._module.cooperative), why, room):
             raise RuntimeError(f"{self._name}: {why.value.decode()}")
+        for memory in list(_memory.values()):
+            if (memory[memory.size - GUARD :] != 0xFF).any():
+                raise RuntimeError(f"{self._name} wrote behind an array of {memory.size - GUARD} bytes")
 
 
 def _cell(where, value, parameter):
@@ -189,13 +195,20 @@ class Event:
 
 
 class Device:
-    """A GPU of two multiprocessors."""
+    """One of two GPUs, each of two multiprocessors; without a number, the current one."""
 
-    attributes = {"MultiProcessorCount": 2, "CooperativeLaunch": 1}  # noqa: RUF012
-    compute_capability = "90"
+    attributes = {"MultiProcessorCount": 2, "CooperativeLaunch": 1, "L2CacheSize": 2**25}  # noqa: RUF012
+    _current = [0]  # noqa: RUF012
 
-    def __init__(self, device=0):
-        self.id = device
+    def __init__(self, device=None):
+        self.id = Device._current[-1] if device is None else int(device)
+
+    def __enter__(self):
+        Device._current.append(self.id)
+        return self
+
+    def __exit__(self, *_):
+        Device._current.pop()
 
 
 _NULL = Stream(null=True)
@@ -220,15 +233,23 @@ class ndarray(np.ndarray):
         (stream or cuda.get_current_stream()).submit(lambda: np.copyto(self, host, casting="no"))
 
 
+# Bytes behind an array, which nobody may write to; a sanitizer looks itself.
+GUARD = 0 if SANITIZE else 4096
+_memory: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
 def empty(shape, dtype=float):
     """Memory as a GPU may hand it out: full of nan, or of large numbers."""
-    array = np.empty(shape, dtype)
-    array.reshape(-1).view(np.uint8).fill(0xFF)
-    return array.view(ndarray)
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.full(size + GUARD, 0xFF, np.uint8)
+    _memory[id(memory)] = memory
+    return memory[:size].view(dtype).reshape(shape).view(ndarray)
 
 
 def zeros(shape, dtype=float):
-    return np.zeros(shape, dtype).view(ndarray)
+    array = empty(shape, dtype)
+    array[...] = 0
+    return array
 
 
 def asarray(x):

@@ -10,10 +10,12 @@ cd "$(dirname "$0")/../.."
 case $kind in
 thread)
     export BPACCEL_SANITIZE=thread TSAN_OPTIONS="exitcode=66 report_signal_unsafe=0"
-    library=libtsan.so ;;
+    library=libtsan.so
+    some="(orders_of_threads and 2500) or last_steps or (however_late and 5000)" ;;
 address)
     export BPACCEL_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1
-    library=libasan.so ;;
+    library=libasan.so
+    some="(orders_of_threads and 1024) or odd_addresses or mini_batches or (however_late and 5000) or float32-C" ;;
 *)
     echo "usage: sanitize.sh thread|address [python] [pytest arguments]" >&2
     exit 2 ;;
@@ -22,5 +24,6 @@ esac
 # addresses that are little randomised (setarch -R), with gcc 12.
 preload=$(g++ -print-file-name=$library)
 same=$(setarch -R true 2>/dev/null && echo "setarch -R" || true)
-[ $# -gt 0 ] || set -- -k "orders_of_threads or mini_batches or odd_addresses or however_late or float32-C or one_by_one"
-exec $same env LD_PRELOAD="$preload" "$python" -m pytest -q -x -n 0 -p no:cacheprovider tests/test_engines_cuda.py "$@"
+[ $# -gt 0 ] || set -- -k "$some or order_of_threads or wide_softmax"
+exec $same env LD_PRELOAD="$preload" "$python" -m pytest -q -x -n 0 -p no:cacheprovider tests/test_engines_cuda.py \
+    tests/test_engines_wide.py "$@"
