@@ -69,6 +69,7 @@ def test_gradients_have_the_true_sign_and_the_penalty():
 def test_predict_takes_any_number_of_rows_in_any_number_of_threads(backend, monkeypatch):
     monkeypatch.setattr("bpaccel.engines.blocked.BLOCK_BYTES", 1)  # blocks of 256 rows
     monkeypatch.setattr("bpaccel.engines.blocked.FED_ROWS", 256)
+    monkeypatch.setattr("bpaccel.engines.blocked.THREADED_NUMBERS", 0)
     rows = np.random.default_rng(0).random((2_000, 3))
     net = xor(backend=backend, dtype="float64")
     whole = net.layers(rows)[-1]

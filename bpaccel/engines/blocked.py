@@ -23,6 +23,9 @@ from bpaccel.engines import Engine, Sums, thread_count
 BLOCK_BYTES = 4 * 2**20
 # What is fed forward at once elsewhere than in NumPy: this many rows, or numbers in the widest layer.
 FED_ROWS, FED_NUMBERS = 2**16, 2**24
+# From so many numbers in all layers on, NumPy feeds them forward in threads: some ten milliseconds of work, of which to
+# ask for the threads and to hold BLAS to one takes three where many libraries are loaded.
+THREADED_NUMBERS = 2**23
 
 
 class Array(Engine):
@@ -91,8 +94,9 @@ def feed(weights, X, activations, backend, dtype):
         rows = dense(X[at : min(at + count, X.shape[0]), ...])
         return core.forward(weights, backend.asarray(rows, dtype), activations)[-1]
 
-    blas, threads = _blas_controller() if host and len(starts) > 1 else None, min(thread_count(), len(starts))
-    if blas is None or threads == 1:
+    threads = min(thread_count(), len(starts)) if host and X.shape[0] * sum(widths) >= THREADED_NUMBERS else 1
+    blas = _blas_controller() if threads > 1 else None
+    if blas is None:
         with backend.active():
             parts = [some(at) for at in starts]
     else:

@@ -25,7 +25,9 @@ from bpaccel.engines.lanes import (
     call,
     count_up,
     eight,
+    fetch,
     lane_count,
+    line_numbers,
     load,
     mul,
     muladd,
@@ -71,7 +73,7 @@ STEPS, STARTS, STOPS, RATES, STEP, SUMS, ONWARD, OUT, SHARED, ALONE = range(33, 
 # What becomes of the sums: the solver, the two groups of numbers that are its state, whether the mean is taken, and
 # the address of the other rules, numbers of float64.
 SOLVER, STATE, SECOND_STATE, MEAN, RULES = range(43, 48)
-PLAN_WORDS = 48
+ORDERED, PLAN_WORDS = 48, 49  # how many rows the order has
 
 LOSS, L1, L2, CLIP, FIRST, SECOND, THIRD, FOURTH, RULE_NUMBERS = range(9)  # the loss's number; the solver's four
 
@@ -134,6 +136,13 @@ def read(k, plan, first, stop, a, stay, g):
             if field == ROW_WEIGHTS:
                 for r in range(m, end):
                     put(k, a, at + r, rounded(k, 0.0))
+        if order:  # the rows that come next lie anywhere: they are on their way while these are learned from
+            for n in range(start + m, min(start + 2 * m, word(plan, ORDERED))):
+                for field in range(0, 3 * FIELDS, FIELDS):
+                    x, at = word(plan, field), word(plan, field + 1) * word(order, n)
+                    if x and word(plan, field + 2) == 1:
+                        for d in range(0, word(plan, field + 3), line_numbers(k)):
+                            fetch(k, x, at + d)
         call(word(plan, LEARN), (plan, a, end, g))
 
 

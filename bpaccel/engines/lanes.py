@@ -21,6 +21,7 @@ from numba.extending import NativeValue, intrinsic, models, register_model, type
 FLAGS = ("contract", "nsz")
 FLOATS = {"float32": (types.float32, ir.FloatType(), 32), "float64": (types.float64, ir.DoubleType(), 64)}
 I32, I64 = ir.IntType(32), ir.IntType(64)
+BYTES = ir.IntType(8).as_pointer()
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,26 @@ def load(typing, kind, address, index):
         return builder.load(builder.bitcast(where, lanes.vector.as_pointer()), align=kind.kind.width)
 
     return lanes(kind, types.int64, types.int64), code
+
+
+@intrinsic
+def line_numbers(typing, kind):
+    """How many numbers a line of the cache holds: 64 bytes."""
+    return types.int64(kind), lambda context, builder, sig, args: I64(64 // kind.kind.width)
+
+
+@intrinsic
+def fetch(typing, kind, address, index):
+    """Begin to bring a number of an array, and what shares its line, to the first cache, wherever that may be."""
+
+    def code(context, builder, sig, args):
+        where = builder.bitcast(pointer(builder, args[1], args[2], lanes_of(kind).vector.element), BYTES)
+        shape = ir.FunctionType(ir.VoidType(), [BYTES, I32, I32, I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", (BYTES,), shape)
+        builder.call(function, [where, I32(0), I32(3), I32(1)])  # to read, to be kept, data
+        return context.get_dummy_value()
+
+    return types.void(kind, types.int64, types.int64), code
 
 
 @intrinsic

@@ -260,6 +260,7 @@ class _Job:
         for place, array in arrays:
             plan[place] = address(array)
         plan[[fused.STEPS, fused.STEP, fused.SLOTS]] = len(rates), step, self.slots
+        plan[fused.ORDERED] = 0 if self.order is None else len(self.order)
         plan[[fused.SOLVER, fused.ALONE, fused.ONWARD]] = solver_code, self.threads == 1, len(rates) == 1
 
         # A helper may come when the run is over, and still looks at the control block: its arguments hold the memory.
