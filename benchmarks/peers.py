@@ -65,6 +65,19 @@ class Peer:
         return [np.asarray(W) for W in self.weights]
 
 
+def step(sigmoid, weights, X, y, rate):
+    """The tutorial's formulas for any number of layers, in arrays of any library: the weights after a step."""
+    layers = [X]
+    for W in weights:
+        layers.append(sigmoid(layers[-1] @ W))
+    delta = (y - layers[-1]) * layers[-1] * (1 - layers[-1])
+    updates = [layers[-2].T @ delta]
+    for W, l, below in zip(weights[:0:-1], layers[-2:0:-1], layers[-3::-1]):
+        delta = (delta @ W.T) * l * (1 - l)
+        updates.append(below.T @ delta)
+    return [W + rate * u for W, u in zip(weights, updates[::-1])]
+
+
 class TutorialPeer(Tutorial, Peer):
     """The tutorial's own NumPy code, of its three-layer network and of its two-layer one."""
 
@@ -107,18 +120,7 @@ class TorchEager(Peer):
     def one(self):
         import torch
 
-        def one(weights, X, y, rate):
-            layers = [X]
-            for W in weights:
-                layers.append(torch.sigmoid(layers[-1] @ W))
-            delta = (y - layers[-1]) * layers[-1] * (1 - layers[-1])
-            updates = [layers[-2].T @ delta]
-            for W, l, below in zip(weights[:0:-1], layers[-2:0:-1], layers[-3::-1]):
-                delta = (delta @ W.T) * l * (1 - l)
-                updates.append(below.T @ delta)
-            return [W + rate * u for W, u in zip(weights, updates[::-1])]
-
-        return self.compiled(one)
+        return self.compiled(functools.partial(step, torch.sigmoid))
 
     def compiled(self, one):
         return one
@@ -194,18 +196,7 @@ class JaxJit(Peer):
     def run(self):
         import jax
 
-        def one(weights, X, y, rate):
-            layers = [X]
-            for W in weights:
-                layers.append(jax.nn.sigmoid(layers[-1] @ W))
-            delta = (y - layers[-1]) * layers[-1] * (1 - layers[-1])
-            updates = [layers[-2].T @ delta]
-            for W, l, below in zip(weights[:0:-1], layers[-2:0:-1], layers[-3::-1]):
-                delta = (delta @ W.T) * l * (1 - l)
-                updates.append(below.T @ delta)
-            return [W + rate * u for W, u in zip(weights, updates[::-1])]
-
-        return self.compiled(one)
+        return self.compiled(functools.partial(step, jax.nn.sigmoid))
 
     def compiled(self, one):
         import jax
