@@ -13,7 +13,7 @@ import bpaccel as bp
 from bpaccel import engines, solvers, testing
 from bpaccel.backends import backend as backend_of_name
 from bpaccel.data import Rows
-from bpaccel.engines import Batches, choose
+from bpaccel.engines import Batches, choose, lanes
 from bpaccel.engines.numba import BLOCK_ROWS, Numba
 
 NUMPY = backend_of_name("numpy")
@@ -104,6 +104,15 @@ def test_a_row_that_is_nan_is_seen_and_rows_that_fill_a_block_are_not():
         assert np.isnan(engine.block(weights, X, y, None).totals[1])
         # The memory of that call may serve the next: nothing of it is left.
         assert np.isfinite(engine.block(weights, engine.rows.arrays[0], y, None).totals).all()
+
+
+def test_subnormal_numbers_are_nothing_in_the_pass_and_all_there_after_it():
+    """Where outputs are all but sure, deltas are as small, and made the steps ten times as long."""
+    small, smaller = np.float32(1e-30), np.float32(1e-10)
+    net = bp.Network([1, 1], activation="identity", init=[np.zeros((1, 1), np.float32)])
+    net.train(np.full((4, 1), small), np.full(4, smaller), steps=1, reduction="sum", engine="numba")
+    assert (net.weights[0] == 0) == lanes.X86
+    assert small * smaller > 0
 
 
 def test_infinite_weights_saturate_as_in_the_core():
