@@ -204,6 +204,21 @@ def test_a_callback_sees_the_weights_after_the_step():
     assert all(np.array_equal(a, b) for a, b in zip(kept[0], net.weights))
 
 
+@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize("every", [1, 3, 1000])
+def test_a_history_is_the_same_whether_a_callback_waits_for_its_rows_or_not(batch_size, every):
+    def trained(callbacks):
+        net = xor()
+        history = net.train(TABLE, TARGET, steps=50, batch_size=batch_size, seed=3, record_every=every,
+                            learning_rate=0.1, callbacks=callbacks)  # fmt: skip
+        columns = history.to_dict()
+        seconds = columns.pop("seconds")
+        assert seconds == sorted(seconds)
+        return columns, [W.tobytes() for W in net.weights]
+
+    assert trained([]) == trained([lambda progress: False])
+
+
 def test_to_dict_is_columns_of_plain_numbers():
     history = xor().train(X, Y, steps=5)
     columns = history.to_dict()
