@@ -144,3 +144,11 @@ def test_a_bug_in_our_code_is_seen(host_cuda, file, bug, sanitized):
 
     text = mutants.broken(file, *mutants.MUTANTS[file][bug])
     assert mutants.failure(file, text, host_cuda.CACHE, sanitized=sanitized, limit=300)
+
+
+def test_our_kernel_as_it_is_passes_under_thread_sanitizer(host_cuda):
+    """Some of `make sanitize`, which runs more of it, and AddressSanitizer with UBSan."""
+    import mutants
+
+    text = (mutants.ROOT / "bpaccel/engines/mlp.cu").read_text()
+    assert mutants.failure("mlp.cu", text, host_cuda.CACHE, sanitized=True, limit=300) is None
