@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numba
 import numpy as np
 
-from bpaccel.engines import lanes, thread_count, vmath
+from bpaccel.engines import lanes, memory, thread_count, vmath
 
 CACHED = 2048  # numbers that stay in the first cache
 LANES = {"float32": 32, "float64": 16}
@@ -59,7 +59,7 @@ def _logistic(dtype):
     def run(k, a, n, passes):
         for _ in range(passes):
             for r in range(0, n, count):
-                lanes.store(k, a, r, sigmoid(k, lanes.load(k, a, r)))
+                memory.store(k, a, r, sigmoid(k, memory.load(k, a, r)))
 
     signature = numba.types.void(lanes.KindType(lanes.Kind(dtype, count)), *[numba.int64] * 3)
     compiled = numba.cfunc(signature, error_model="numpy")(run)

@@ -268,8 +268,13 @@ def test_an_engine_whose_library_is_missing_says_what_to_install(tmp_path):
 
 def test_auto_takes_blas_where_a_layer_is_wide_and_the_work_is_long():
     pytest.importorskip("numba")
-    for sizes, name in (((784, 128, 10), "blas"), ((28, 300, 1), "numba")):
-        case = testing.Case(sizes, ("sigmoid", "sigmoid"), "squared_error", "float32", n=64)
+    for sizes, dtype, name in (
+        ((1024, 1024, 10), "float32", "blas"),
+        ((784, 1024, 10), "float64", "blas"),
+        ((784, 1024, 10), "float32", "numba"),
+        ((28, 300, 1), "float32", "numba"),
+    ):
+        case = testing.Case(sizes, ("sigmoid", "sigmoid"), "squared_error", dtype, n=64)
         rows = testing._rows(case, NUMPY)[1]
         engine, reason = choose("auto", case.objective(), rows, solvers.get("adam"), batch_rows=64, steps=10**4)
         assert engine.name == name

@@ -8,7 +8,7 @@ import pytest
 numba = pytest.importorskip("numba")
 
 from bpaccel.engines import lanes, vmath  # noqa: E402
-from bpaccel.engines.lanes import load, store  # noqa: E402
+from bpaccel.engines.memory import add_totals, load, set_real, store  # noqa: E402
 
 COUNT = 16
 EXTENDED = np.finfo(np.longdouble).nmant >= 63
@@ -91,8 +91,8 @@ def test_sums_of_lanes_are_pairwise_and_folding_four_at_once_gives_their_sums():
     kind = lanes.Kind("float32", COUNT)
 
     def run(k, a, g):
-        lanes.add_totals(k, g, 0, 1, load(k, a, 0), load(k, a, 16), load(k, a, 32), load(k, a, 48))
-        lanes.set_real(g, 4, lanes.total(k, load(k, a, 0)))
+        add_totals(k, g, 0, 1, load(k, a, 0), load(k, a, 16), load(k, a, 32), load(k, a, 48))
+        set_real(g, 4, lanes.total(k, load(k, a, 0)))
 
     signature = numba.types.void(lanes.KindType(kind), numba.int64, numba.int64)
     compiled = numba.cfunc(signature)(run)

@@ -287,9 +287,11 @@ COMPILED_WORK = 2**29
 # minute to half of one.
 TORCH_STEP_COST = 2**15
 TORCH_WORK = 2**32
-# From this many weights between two layers on, `blas` is faster than `numba`: 512-64-10 took it 0.8 times as long, and
-# 784-128-10 0.6 times, but 28-300-1 1.9 times (two cores, AVX2, 40,000 to 100,000 rows of float32).
-BLAS_WEIGHTS = 2**15
+# From this many bytes of weights between two layers on, `blas` is as fast as `numba` or faster. It took 1.4 times as
+# long for 784-128-10 in float32, 1.2 times for 784-512-10, 1.0 for 1024-1024-10 and 0.86 for 1500-1500-10; in float64
+# 1.04 and 0.91 for 784-512-10 and 1024-1024-10 (two cores, AVX-512, 4,000 to 60,000 rows; with AVX2 alone 1.15, 1.04,
+# 0.97, 0.82, 0.98 and 0.92).
+BLAS_BYTES = 2**22
 
 
 # Looks at the work alone, never at clocks or caches: the second run of a script gives the bits of the first.
@@ -306,7 +308,7 @@ def _automatic(objective, rows, solver, batch_rows, steps):
         work = steps * (batch_rows * sum(sizes) + STEP_COST)
         if work >= COMPILED_WORK:
             worth = f"{steps:,} steps of {batch_rows:,} rows are worth compiling"
-            if max(sizes) < BLAS_WEIGHTS:
+            if max(sizes) * (4 if rows.dtype == "float32" else 8) < BLAS_BYTES:
                 return "numba", f"{worth}, and no layer is wide enough for BLAS"
             return "blas", f"{worth}, and a layer of {max(sizes):,} weights is wide enough for BLAS"
     if rows.arrays is None:

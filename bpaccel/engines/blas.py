@@ -1,9 +1,10 @@
-"""Wide networks on NumPy: BLAS for the matrix products, one compiled pass for each thing between them.
+"""Very wide networks on NumPy: BLAS for the matrix products, one compiled pass for each thing between them.
 
-Where a layer has many weights, its products are nearly all of the work, and nothing multiplies matrices as BLAS does.
-What is left to win is what lies between: the core passes over a layer some ten times, this engine once on the way
-forward and once on the way back, with kernels of `bpaccel.engines.fused`. A block's layers lie unit by unit, as those
-want them, so that the products are those of the core, transposed: ``l.T = f(W.T @ l_prev.T)``.
+Where a layer has millions of weights, its products are nearly all of the work, and BLAS takes more care than
+`bpaccel.engines.products` of what no cache holds. What is left to win is what lies between: the core passes over a
+layer some ten times, this engine once on the way forward and once on the way back, with kernels of
+`bpaccel.engines.fused`. A block's layers lie unit by unit, as those want them, so that the products are those of the
+core, transposed: ``l.T = f(W.T @ l_prev.T)``.
 """
 
 import ctypes
@@ -11,7 +12,7 @@ import threading
 
 import numpy as np
 
-from bpaccel.engines import Sums, fused
+from bpaccel.engines import Sums, fused, plan
 from bpaccel.engines.blocked import Blocked
 from bpaccel.engines.numba import LESSON_BYTES, Numba, address, aligned, kernel
 
@@ -34,13 +35,13 @@ class Blas(Blocked):
         self._forward = [_pass(fused.softmax if f == "softmax" else fused.activations, 5, *kind, f) for f in names]
         self._back = [_pass(fused.through_slopes, 6, *kind, f) for f in names[:-1]]
         self._output = _pass(fused.output, 5, *kind, names[-1], family)
-        sizes, rules = np.array(objective.layer_sizes, np.int64), np.zeros(fused.RULE_NUMBERS)
-        rules[fused.LOSS] = float(number or 0.0)
+        sizes, rules = np.array(objective.layer_sizes, np.int64), np.zeros(plan.RULE_NUMBERS)
+        rules[plan.LOSS] = float(number or 0.0)
         # Units apart by (a multiple of) 4096 bytes would fall on the same lines of the cache, and wait for each other.
         self._apart = self.block_rows + 64 // dtype.itemsize
-        self._plan = np.zeros(fused.PLAN_WORDS, np.int64)
-        self._plan[[fused.SIZES, fused.RULES]] = address(sizes), address(rules)
-        self._plan[[fused.APART, fused.DEPTH]] = self._apart, len(names)
+        self._plan = np.zeros(plan.PLAN_WORDS, np.int64)
+        self._plan[[plan.SIZES, plan.RULES]] = address(sizes), address(rules)
+        self._plan[[plan.APART, plan.DEPTH]] = self._apart, len(names)
         self._keep = sizes, rules
         self._own = threading.local()
 
@@ -100,5 +101,5 @@ class Blas(Blocked):
 
 def _pass(function, numbers, *kind):
     """A kernel of `fused` as a C function; other threads run while it does."""
-    compiled = kernel(function, numbers, *kind)
+    compiled = kernel(function, *kind)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * numbers)(compiled.address)

@@ -9,20 +9,28 @@ Numba's own front end. `lane_function` makes such a function callable from a ker
 a value known to the compiler, that says what the lanes hold and what kind of network is computed.
 """
 
+import hashlib
 import inspect
 from dataclasses import dataclass
+from types import FunctionType
 
 import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import NativeValue, intrinsic, models, register_model, typeof_impl, unbox
 
 # a * b + c may be one instruction, and -0 may be 0; infinities and nan keep their meaning, sums their order.
 FLAGS = ("contract", "nsz")
 FLOATS = {"float32": (types.float32, ir.FloatType(), 32), "float64": (types.float64, ir.DoubleType(), 64)}
 I32, I64 = ir.IntType(32), ir.IntType(64)
-BYTES = ir.IntType(8).as_pointer()
+# Whether code is made for registers of 64 bytes: on this processor, if NUMBA_CPU_FEATURES says nothing else.
+FEATURES = numba.config.CPU_FEATURES
+if FEATURES is None:
+    FEATURES = llvmlite.binding.get_host_cpu_features().flatten()
+WIDE_REGISTERS = "+avx512f" in FEATURES.split(",")
+REGISTER_BYTES = 64 if WIDE_REGISTERS else 32
+TURNED_ROWS = REGISTER_BYTES // 4  # rows of a tile that is turned: in float64, of two tiles
 
 
 @dataclass(frozen=True)
@@ -232,154 +240,9 @@ def muladd(spec, z, l, w):
 
 
 @lane_function
-def mul(spec, a, b):
-    """a * b"""
-    return a * b
-
-
-@lane_function
 def add(spec, a, b):
     """a + b"""
     return a + b
-
-
-def pointer(builder, address, index, type_):
-    """A pointer to element ``index`` of an array of numbers of an LLVM type, at an address."""
-    return builder.gep(builder.inttoptr(address, type_.as_pointer()), [index])
-
-
-@intrinsic
-def load(typing, kind, address, index):
-    """Lanes from neighbouring numbers of an array, from ``index`` on."""
-    lanes = lanes_of(kind)
-
-    def code(context, builder, sig, args):
-        where = pointer(builder, args[1], args[2], lanes.vector.element)
-        return builder.load(builder.bitcast(where, lanes.vector.as_pointer()), align=kind.kind.width)
-
-    return lanes(kind, types.int64, types.int64), code
-
-
-@intrinsic
-def line_numbers(typing, kind):
-    """How many numbers a line of the cache holds: 64 bytes."""
-    return types.int64(kind), lambda context, builder, sig, args: I64(64 // kind.kind.width)
-
-
-@intrinsic
-def fetch(typing, kind, address, index):
-    """Begin to bring a number of an array, and what shares its line, to the first cache, wherever that may be."""
-
-    def code(context, builder, sig, args):
-        where = builder.bitcast(pointer(builder, args[1], args[2], lanes_of(kind).vector.element), BYTES)
-        shape = ir.FunctionType(ir.VoidType(), [BYTES, I32, I32, I32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", (BYTES,), shape)
-        builder.call(function, [where, I32(0), I32(3), I32(1)])  # to read, to be kept, data
-        return context.get_dummy_value()
-
-    return types.void(kind, types.int64, types.int64), code
-
-
-@intrinsic
-def store(typing, kind, address, index, value):
-    """The opposite of `load`."""
-    lanes = lanes_of(kind)
-
-    def code(context, builder, sig, args):
-        where = pointer(builder, args[1], args[2], lanes.vector.element)
-        builder.store(args[3], builder.bitcast(where, lanes.vector.as_pointer()), align=kind.kind.width)
-        return context.get_dummy_value()
-
-    return types.void(kind, types.int64, types.int64, lanes), code
-
-
-@intrinsic
-def picked(typing, kind, address, index, step, first):
-    """Lanes from every ``step``-th of the next count * step numbers, beginning with the ``first``; both are literals.
-
-    They are read in one wide load, which calls for the same step share.
-    """
-    lanes = lanes_of(kind)
-    if not all(isinstance(t, types.IntegerLiteral) for t in (step, first)):
-        return None  # then Numba asks again, with what is literal
-
-    def code(context, builder, sig, args):
-        wide = ir.VectorType(lanes.vector.element, lanes.count * step.literal_value)
-        where = pointer(builder, args[1], args[2], wide.element)
-        value = builder.load(builder.bitcast(where, wide.as_pointer()), align=kind.kind.width)
-        places = [step.literal_value * r + first.literal_value for r in range(lanes.count)]
-        return builder.shuffle_vector(
-            value, ir.Constant(wide, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes.count), places)
-        )
-
-    return lanes(kind, types.int64, types.int64, step, first), code
-
-
-@intrinsic
-def eight(typing, order, step, first):
-    """Where eight rows ``order[first:first + 8]``, or ``first:first + 8`` for order 0, begin: ``step`` apart."""
-
-    def code(context, builder, sig, args):
-        order, step, first = args
-        numbers = [builder.add(first, I64(j)) for j in range(8)]
-        with builder.if_else(builder.icmp_signed("!=", order, I64(0))) as (listed, straight):
-            with listed:
-                listed_block = builder.block
-                there = [builder.load(pointer(builder, order, n, I64)) for n in numbers]
-            with straight:
-                straight_block = builder.block
-        places = []
-        for n, other in zip(numbers, there):
-            place = builder.phi(I64)
-            place.add_incoming(other, listed_block)
-            place.add_incoming(n, straight_block)
-            places.append(place)
-        return cgutils.pack_array(builder, [builder.mul(place, step) for place in places])
-
-    return types.UniTuple(types.int64, 8)(types.int64, types.int64, types.int64), code
-
-
-@intrinsic
-def tile_columns(typing, kind):
-    """How many columns `turn` turns: as many numbers as fill 32 bytes."""
-    return types.int64(kind), lambda context, builder, sig, args: I64(32 // kind.kind.width)
-
-
-@intrinsic
-def turn(typing, kind, address, rows, column, a, at, apart):
-    """Turn a tile of an array that lies row by row: its columns go to ``a`` from ``at`` on, ``apart``.
-
-    ``rows`` is where the tile's eight rows begin, ``column`` the first of its columns.
-    """
-    vector = ir.VectorType(lanes_of(kind).vector.element, 32 // kind.kind.width)
-    places = range(vector.count)
-
-    def code(context, builder, sig, args):
-        def where(address, index):
-            return builder.bitcast(pointer(builder, address, index, vector.element), vector.as_pointer())
-
-        def shuffled(left, right, places):
-            return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, vector.count), places))
-
-        starts = (builder.add(builder.extract_value(args[2], j), args[3]) for j in range(8))
-        rows = [builder.load(where(args[1], start), align=kind.kind.width) for start in starts]
-        for first in range(0, 8, vector.count):
-            tile, size = rows[first : first + vector.count], 1
-            while size < vector.count:  # rows and columns change places, one bit of their numbers at a time
-                for i in places:
-                    if not i & size:
-                        pair = tile[i], tile[i + size]
-                        low = [vector.count + c - size if c & size else c for c in places]
-                        high = [vector.count + c if c & size else c + size for c in places]
-                        tile[i], tile[i + size] = shuffled(*pair, low), shuffled(*pair, high)
-                size *= 2
-            for column, value in enumerate(tile):
-                index = builder.add(args[5], builder.add(builder.mul(args[6], I64(column)), I64(first)))
-                builder.store(value, where(args[4], index), align=kind.kind.width)
-        return context.get_dummy_value()
-
-    offsets = types.UniTuple(types.int64, 8)
-    return types.void(kind, types.int64, offsets, types.int64, types.int64, types.int64, types.int64), code
 
 
 @intrinsic
@@ -399,66 +262,9 @@ def total(typing, kind, value):
     return types.float64(kind, value), code
 
 
-@intrinsic
-def add_totals(typing, kind, address, index, step, first, second, third, fourth):
-    """Add the sums of all lanes of four values to four numbers of float64, ``step`` apart.
-
-    The four are folded together, which takes a third of the instructions of four times `total`.
-    """
-
-    def code(context, builder, sig, args):
-        def halved(left, right, width, lanes):
-            """The lanes of two vectors are runs of ``width``: runs of half as many, both halves of each added."""
-            low = [run + lane for run in range(0, lanes, width) for lane in range(width // 2)]
-            parts = (
-                builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, len(places)), places))
-                for places in (low, [place + width // 2 for place in low])
-            )
-            return builder.fadd(*parts)
-
-        a, b, c, d = args[4:]
-        count = width = a.type.count
-        pairs = (halved(left, right, width, 2 * count) for left, right in ((a, b), (c, d)))
-        one, width = halved(*pairs, width // 2, 2 * count), width // 4
-        while width > 1:
-            one, width = halved(one, one, width, one.type.count), width // 2
-        for place in range(4):
-            value = widened(builder, builder.extract_element(one, I32(place)))
-            at = builder.add(args[2], builder.mul(args[3], I64(place)))
-            where = pointer(builder, args[1], at, ir.DoubleType())
-            builder.store(builder.fadd(builder.load(where), value), where)
-        return context.get_dummy_value()
-
-    lanes = lanes_of(kind)
-    return types.void(kind, types.int64, types.int64, types.int64, lanes, lanes, lanes, lanes), code
-
-
 def widened(builder, scalar):
     """A scalar of any float type, as float64."""
     return scalar if scalar.type == ir.DoubleType() else builder.fpext(scalar, ir.DoubleType())
-
-
-@intrinsic
-def number(typing, kind, address, index):
-    """One number of an array, in the dtype of the kind."""
-    dtype, llvm, _ = FLOATS[kind.kind.dtype]
-
-    def code(context, builder, sig, args):
-        return builder.load(pointer(builder, args[1], args[2], llvm))
-
-    return dtype(kind, types.int64, types.int64), code
-
-
-@intrinsic
-def put(typing, kind, address, index, value):
-    """Set one number of an array."""
-    dtype, llvm, _ = FLOATS[kind.kind.dtype]
-
-    def code(context, builder, sig, args):
-        builder.store(args[3], pointer(builder, args[1], args[2], llvm))
-        return context.get_dummy_value()
-
-    return types.void(kind, types.int64, types.int64, dtype), code
 
 
 @intrinsic
@@ -478,149 +284,19 @@ def lane_count(typing, kind):
     return types.int64(kind), lambda context, builder, sig, args: I64(kind.kind.count)
 
 
-# The words of a control block that threads share. What one thread wrote before it released a word, another sees after
-# it acquired it.
+def kernel(function, kind):
+    """A function over lanes, compiled for a kind: an object with its address.
 
-
-@intrinsic
-def acquire(typing, address, index):
-    """Read a shared word."""
-
-    def code(context, builder, sig, args):
-        return builder.load_atomic(pointer(builder, args[0], args[1], I64), "acquire", 8)
-
-    return types.int64(types.int64, types.int64), code
-
-
-@intrinsic
-def release(typing, address, index, value):
-    """Set a shared word."""
-
-    def code(context, builder, sig, args):
-        builder.store_atomic(args[2], pointer(builder, args[0], args[1], I64), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), code
-
-
-@intrinsic
-def swap(typing, address, index, old, new):
-    """Set a shared word to ``new`` if it is ``old``; whether it was."""
-
-    def code(context, builder, sig, args):
-        where = pointer(builder, args[0], args[1], I64)
-        return builder.extract_value(builder.cmpxchg(where, args[2], args[3], "seq_cst", "seq_cst"), 1)
-
-    return types.boolean(types.int64, types.int64, types.int64, types.int64), code
-
-
-@intrinsic
-def count_up(typing, address, index):
-    """Add 1 to a shared word."""
-
-    def code(context, builder, sig, args):
-        builder.atomic_rmw("add", pointer(builder, args[0], args[1], I64), I64(1), "acq_rel")
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), code
-
-
-# Kernels get what they need by address: one signature for all arrays, read-only or not, and cheap calls.
-
-
-@intrinsic
-def word(typing, address, index):
-    """A whole number of an array of int64."""
-
-    def code(context, builder, sig, args):
-        return builder.load(pointer(builder, args[0], args[1], I64))
-
-    return types.int64(types.int64, types.int64), code
-
-
-@intrinsic
-def real(typing, address, index):
-    """A number of an array of float64."""
-
-    def code(context, builder, sig, args):
-        return builder.load(pointer(builder, args[0], args[1], ir.DoubleType()))
-
-    return types.float64(types.int64, types.int64), code
-
-
-@intrinsic
-def set_real(typing, address, index, value):
-    """Set a number of an array of float64."""
-
-    def code(context, builder, sig, args):
-        builder.store(args[2], pointer(builder, args[0], args[1], ir.DoubleType()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.float64), code
-
-
-@intrinsic
-def call(typing, address, arguments):
-    """Call a compiled kernel with a tuple of whole numbers (its kind has no value)."""
-
-    def code(context, builder, sig, args):
-        nothing = ir.Constant(ir.IntType(8).as_pointer(), None)
-        numbers = [builder.extract_value(args[1], k) for k in range(len(args[1].type))]
-        kernel = ir.FunctionType(ir.VoidType(), [nothing.type] + [I64] * len(numbers))
-        builder.call(builder.inttoptr(args[0], kernel.as_pointer()), [nothing, *numbers])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, arguments), code
-
-
-@intrinsic
-def offer(typing, address):
-    """Offer the processor to other threads, by a C function of no arguments; address 0 does nothing."""
-
-    def code(context, builder, sig, args):
-        with builder.if_then(builder.icmp_signed("!=", args[0], I64(0))):
-            builder.call(builder.inttoptr(args[0], ir.FunctionType(I32, ()).as_pointer()), ())
-        return context.get_dummy_value()
-
-    return types.void(types.int64), code
-
-
-# Bits of an x86 processor's control word: what is subnormal is 0, where it is computed and where it is read.
-FLUSH = 0x8040
-X86 = llvmlite.binding.get_process_triple().startswith(("x86_64", "i386", "i686"))
-
-
-def _control(builder, name, word):
-    place = builder.bitcast(cgutils.alloca_once_value(builder, word), BYTES)
-    shape = ir.FunctionType(ir.VoidType(), [BYTES])
-    builder.call(builder.module.declare_intrinsic(f"llvm.x86.sse.{name}", (), shape), [place])
-    return builder.load(builder.bitcast(place, I32.as_pointer()))
-
-
-@intrinsic
-def flush_subnormals(typing):
-    """From now on, in this thread, take subnormal numbers for 0: an operation takes many times as long with them.
-
-    Returns what `restore_subnormals` wants. Does nothing on processors other than x86.
+    Kept on the disk, if there is a place that may be written to.
     """
-
-    def code(context, builder, sig, args):
-        if not X86:
-            return I64(0)
-        before = _control(builder, "stmxcsr", I32(0))
-        _control(builder, "ldmxcsr", builder.or_(before, I32(FLUSH)))
-        return builder.zext(before, I64)
-
-    return types.int64(), code
-
-
-@intrinsic
-def restore_subnormals(typing, before):
-    """The end of `flush_subnormals`."""
-
-    def code(context, builder, sig, args):
-        if X86:
-            _control(builder, "ldmxcsr", builder.trunc(args[0], I32))
-        return context.get_dummy_value()
-
-    return types.void(types.int64), code
+    # Numba lists all that it keeps of a function in one file. Two processes that compile it for two kinds at once could
+    # both take the same place for their code, and one would find the other's there. So each kind gets a function of
+    # its own: then at worst both write the same.
+    own = FunctionType(function.__code__, function.__globals__, function.__name__)
+    own.__module__ = function.__module__
+    own.__qualname__ = f"{function.__qualname__}_{hashlib.sha256(repr(kind).encode()).hexdigest()[:16]}"
+    signature = types.void(KindType(kind), *[types.int64] * (function.__code__.co_argcount - 1))
+    try:
+        return numba.cfunc(signature, cache=True, error_model="numpy")(own)
+    except RuntimeError:
+        return numba.cfunc(signature, error_model="numpy")(own)

@@ -1,7 +1,7 @@
 """The compiled engine for NumPy arrays: one fused pass over the rows, many steps in one call, on all cores.
 
-The kernels are in `bpaccel.engines.fused`. They are compiled when first needed, and kept on disk by Numba: a later
-process loads them.
+The kernels are in `bpaccel.engines.fused` and `bpaccel.engines.steps`. They are compiled when first needed, and kept on
+disk by Numba: a later process loads them.
 """
 
 import ctypes
@@ -15,20 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
-import llvmlite.binding
 import numba
 import numpy as np
 
-from bpaccel.engines import Engine, Sums, fused, lanes, unrolled, vmath
+from bpaccel.engines import Engine, Sums, fused, lanes, memory, products, steps, unrolled, vmath
+from bpaccel.engines import plan as words
+from bpaccel.engines.layout import layout
 from bpaccel.solvers import Adam, AdamW, GradientDescent, Momentum, Nesterov, RMSprop
 
 # Rows of a block: the unit of the order of sums, and what a thread takes at once. Few enough that 10,000 rows occupy
 # two threads evenly, enough that a block takes some microseconds.
 BLOCK_ROWS = 1024
-# What a thread's stretch of rows may fill: two thirds of the usual first cache, but no fewer than 256 rows.
-STRETCH_BYTES = 32 * 2**10
-# Sums of blocks kept until they are added up: numbers of float64.
-SLOT_NUMBERS = 2**17
+# Sums of blocks that are kept until they are added up; but those of four blocks a thread in any case.
+SLOTS_BYTES = 2**20
 # Rows read from files and other arrays at once.
 READ_BLOCKS = 64
 # The most weights of a network whose lesson is written out for its shape: what the registers can hold. Each shape,
@@ -39,20 +38,23 @@ UNROLLED_WEIGHTS = 32
 # units, four at a time: two registers then, for eight sums are what the sixteen of AVX2 can hold beside what they are
 # made of (28-32-1 in float32 took 1.6 times as long with four registers). So few rows in all take few lanes.
 LESSON_BYTES = 128
-LOOP_BYTES = 128 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 64
+LOOP_BYTES = 2 * lanes.REGISTER_BYTES
 FEW_ROWS = 8
 # Below this many multiplications a step, rows times weights, another thread gains little: two were 1.2 times as fast as
 # one at half of it, 1.6 times at it, 1.7 times at twice.
 THREADED_WORK = 2**16
 
+# From so many rows of a step on, it pays to put weights together in tiles.
+PACKED_ROWS = 256
+
 # By exact type: a subclass may do something else, and is called step by step.
 SOLVERS = {
-    GradientDescent: (fused.GRADIENT_DESCENT, ()),
-    Momentum: (fused.MOMENTUM, ("momentum",)),
-    Nesterov: (fused.NESTEROV, ("momentum",)),
-    Adam: (fused.ADAM, ("beta_1", "beta_2", "epsilon")),
-    AdamW: (fused.ADAMW, ("beta_1", "beta_2", "epsilon", "weight_decay")),
-    RMSprop: (fused.RMSPROP, ("alpha", "momentum", "epsilon")),
+    GradientDescent: (words.GRADIENT_DESCENT, ()),
+    Momentum: (words.MOMENTUM, ("momentum",)),
+    Nesterov: (words.NESTEROV, ("momentum",)),
+    Adam: (words.ADAM, ("beta_1", "beta_2", "epsilon")),
+    AdamW: (words.ADAMW, ("beta_1", "beta_2", "epsilon", "weight_decay")),
+    RMSprop: (words.RMSPROP, ("alpha", "momentum", "epsilon")),
 }
 
 log = logging.getLogger("bpaccel")
@@ -61,7 +63,8 @@ log = logging.getLogger("bpaccel")
 # Numba's cache looks at the date of one file only, and knows nothing of what that file calls: so the sources, and the
 # version that compiles them, are part of the type of each kernel's first argument.
 def _fingerprint():
-    text = b"".join(Path(str(module.__file__)).read_bytes() for module in (lanes, vmath, unrolled, fused))
+    modules = lanes, memory, vmath, unrolled, words, products, fused, steps
+    text = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return hashlib.sha256(text + numba.__version__.encode()).hexdigest()[:16]
 
 
@@ -69,14 +72,14 @@ SOURCE = _fingerprint()
 
 
 @functools.cache
-def kernel(function, numbers, *kind):
+def kernel(function, *kind):
     """A compiled kernel: it must be kept as long as its address is used."""
-    return fused.kernel(function, dataclasses.replace(lanes.Kind(*kind), source=SOURCE), numbers)
+    return lanes.kernel(function, dataclasses.replace(lanes.Kind(*kind), source=SOURCE))
 
 
 @functools.cache
 def _drive():
-    compiled = kernel(fused.drive, 3, "float64", 1)
+    compiled = kernel(steps.drive, "float64", 1)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 3)(compiled.address)
 
 
@@ -113,11 +116,7 @@ class Numba(Engine):
         self._shapes = [(i + bias, o) for i, o in pairwise(sizes)]
         self._ends = np.cumsum([i * o for i, o in self._shapes])
         self._count = int(self._ends[-1])
-        self._units = sum(sizes) + sizes[-1] + 1  # with the targets and the rows' weights
-        self._stretch = _stretch(self._units, self._dtype.itemsize)
-        # Units apart by (a multiple of) 4096 bytes would fall on the same lines of the cache, and wait for each other.
-        self._apart = self._stretch + 512 // self._dtype.itemsize
-        self._owner = None
+        self._owner, self._spare = None, {}
         self._plan, self._keep = self._planned()
 
     @classmethod
@@ -161,7 +160,7 @@ class Numba(Engine):
 
     def _sums(self, weights, pieces, order, start, stop):
         """The sums of pieces of rows that begin at multiples of `block_rows`."""
-        w, u = self._flat(weights), np.zeros(self._count + fused.TOTALS)
+        w, u = self._flat(weights), np.zeros(self._count + words.TOTALS)
         for piece in pieces:
             job = _Job(self, w, piece, order, [start or 0], [len(piece[0]) if stop is None else stop])
             job.u = u
@@ -170,7 +169,10 @@ class Numba(Engine):
 
     def _flat(self, matrices):
         """A copy of all matrices, one after the other, in the dtype of the rows."""
-        return np.concatenate([np.asarray(W, self._dtype).ravel() for W in matrices])
+        parts = [np.asarray(W, self._dtype).ravel() for W in matrices]
+        # Kernels may read lanes that begin with the last number, but use none of what follows it.
+        flat = np.zeros(self._count + LOOP_BYTES // self._dtype.itemsize, self._dtype)
+        return np.concatenate(parts, out=flat[: self._count])
 
     def _matrices(self, flat):
         return [part.reshape(shape) for part, shape in zip(np.split(flat, self._ends[:-1]), self._shapes)]
@@ -180,41 +182,71 @@ class Numba(Engine):
         began = time.perf_counter()
         o, dtype, width = self.objective, self._dtype.name, self._dtype.itemsize
         sizes, names, loss = o.layer_sizes, [f.name for f in o.activations], o.loss.name.partition(":")[0]
-        known = self._count <= UNROLLED_WEIGHTS and len(set(names)) == 1 and loss == "squared_error"
-        count = 8 if self.rows.n <= FEW_ROWS else (LESSON_BYTES if known else LOOP_BYTES) // width
-        tables = np.array(sizes, np.int64), np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
-        _, functions, slopes = tables
-        plan = np.zeros(fused.PLAN_WORDS, np.int64)
-        kept = [kernel(fused.read, 6, dtype, count), kernel(fused.settle, 2, dtype, 1)]
-        plan[[fused.READ, fused.SETTLE]] = [k.address for k in kept]
-        if known:
-            kept.append(kernel(fused.learn_unrolled, 4, dtype, count, names[-1], loss, tuple(names), sizes, o.bias))
-            plan[fused.LEARN] = kept[-1].address
+        unrolled = self._count <= UNROLLED_WEIGHTS and len(set(names)) == 1 and loss == "squared_error"
+        count = 8 if self.rows.n <= FEW_ROWS else (LESSON_BYTES if unrolled else LOOP_BYTES) // width
+        at = self._layout = layout(sizes, o.bias, width, count, unrolled)
+        plan, kept = np.zeros(words.PLAN_WORDS, np.int64), []
+
+        def compiled(function, *kind):
+            kept.append(kernel(function, *kind))
+            return kept[-1].address
+
+        def tabled(numbers):
+            kept.append(np.array(numbers, np.int64))
+            return address(kept[-1])
+
+        lanes_kind = dtype, count
+        plan[words.READ] = compiled(fused.read, *lanes_kind)
+        plan[words.SETTLE] = compiled(steps.settle, dtype, 1)
+        if unrolled:
+            plan[words.LEARN] = compiled(
+                fused.learn_unrolled, *lanes_kind, names[-1], loss, tuple(names), sizes, o.bias
+            )
         else:
-            for layer, name in enumerate(names):
-                if name != "identity":
-                    function = fused.softmax if name == "softmax" else fused.activations
-                    kept.append(kernel(function, 5, dtype, count, name))
-                    functions[layer] = kept[-1].address
-                    if layer < len(names) - 1:
-                        kept.append(kernel(fused.slopes, 5, dtype, count, name))
-                        slopes[layer] = kept[-1].address
-            kept += kernel(fused.output, 5, dtype, count, names[-1], loss), kernel(fused.learn, 4, dtype, count)
-            plan[[fused.OUTPUT, fused.LEARN]] = [k.address for k in kept[-2:]]
+            plan[words.LEARN] = compiled(fused.learn, *lanes_kind)
+            plan[words.PRODUCTS] = compiled(products.products, *lanes_kind)
+            plan[words.OUTPUT] = compiled(fused.output, *lanes_kind, names[-1], loss)
+            functions = [
+                compiled(fused.softmax if name == "softmax" else fused.activations, *lanes_kind, name)
+                if name != "identity" else 0 for name in names
+            ]  # fmt: skip
+            slopes = [compiled(fused.slopes, *lanes_kind, name) if name != "identity" else 0 for name in names[:-1]]
+            plan[[words.ACTIVATE, words.SLOPES]] = tabled(functions), tabled(slopes)
+        if any(at.packed):
+            plan[words.PACK] = compiled(fused.pack, *lanes_kind)
+        if any(at.parts):
+            plan[words.UPDATE_UNITS] = compiled(fused.update_units, *lanes_kind)
+            plan[words.FOLD] = compiled(steps.fold_parts, *lanes_kind)
+        else:
+            plan[words.FOLD] = compiled(steps.fold, "float64", 1)
         _drive()
-        plan[[fused.SIZES, fused.ACTIVATE, fused.SLOPES]] = [table.ctypes.data for table in tables]
-        plan[[fused.DEPTH, fused.BIAS, fused.COUNT]] = len(names), o.bias, self._count
-        plan[[fused.STRETCH, fused.APART, fused.BLOCK]] = self._stretch, self._apart, self.block_rows
-        plan[[fused.OTHERS, fused.MEAN]] = _others(), o.reduction == "mean"
-        target = self._units - 1 - sizes[-1]
-        for field, (columns, unit) in zip(
-            (fused.INPUTS, fused.TARGETS, fused.ROW_WEIGHTS), ((sizes[0], 0), (sizes[-1], target), (1, self._units - 1))
+        plan[[words.SIZES, words.PARTS, words.PACKED]] = tabled(sizes), tabled(at.parts), tabled([0] * len(names))
+        plan[[words.DEPTH, words.BIAS, words.COUNT]] = len(names), o.bias, self._count
+        plan[[words.STRETCH, words.APART, words.BLOCK]] = at.stretch, at.apart, self.block_rows
+        plan[[words.TURNED, words.SLOT_BYTES]] = at.turned, at.slot_bytes
+        plan[[words.OTHERS, words.MEAN]] = _others(), o.reduction == "mean"
+        for field, columns, place in (
+            (words.INPUTS, sizes[0], 0),
+            (words.TARGETS, sizes[-1], at.targets),
+            (words.ROW_WEIGHTS, 1, at.row_weights),
         ):
-            plan[field + 3 : field + 5] = columns, unit
+            plan[field + 3 : field + 5] = columns, place
         self.compile_seconds = time.perf_counter() - began
         if self.compile_seconds > 1.0:
             log.info("engine numba: compiled in %.1f s", self.compile_seconds)
-        return plan, (kept, tables)
+        return plan, kept
+
+    def _lend(self, size):
+        """Memory of an earlier run, or new: the system takes a millisecond to give out some megabytes."""
+        size = 1 << (size - 1).bit_length()  # so that there are few sizes
+        try:
+            return self._spare[size].pop()
+        except (KeyError, IndexError):
+            return aligned(size)
+
+    def _take_back(self, *memory):
+        for part in memory:
+            self._spare.setdefault(len(part), []).append(part)
 
     def _helpers(self):
         """The pool of threads of this process: a forked child has none of its parent's."""
@@ -230,50 +262,61 @@ class _Job:
         self.engine, self.w = engine, w
         self.plan = engine._plan.copy()
         self.arrays = () if arrays is None else [x if x is None or _readable(x) else _copied(x) for x in arrays]
-        for field, x in zip((fused.INPUTS, fused.TARGETS, fused.ROW_WEIGHTS), self.arrays):
+        for field, x in zip((words.INPUTS, words.TARGETS, words.ROW_WEIGHTS), self.arrays):
             if x is not None:
-                steps = [step // x.itemsize for step in x.strides]
-                self.plan[field : field + 3] = address(x), steps[0], steps[-1]
+                strides = [stride // x.itemsize for stride in x.strides]
+                self.plan[field : field + 3] = address(x), strides[0], strides[-1]
         self.order = None if order is None else np.ascontiguousarray(order, np.int64)
         self.starts, self.stops = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(stops, np.int64)
-        length = engine._count + fused.TOTALS
+        length = engine._count + words.TOTALS
         rows = int((self.stops - self.starts).max())
         blocks = -(-rows // engine.block_rows)
         self.threads = min(engine.threads, max(blocks, 1)) if rows * engine._count >= THREADED_WORK else 1
-        self.slots = max(1, min(blocks, max(SLOT_NUMBERS // length, 4 * self.threads)))
+        self.slots = max(1, min(blocks, max(SLOTS_BYTES // engine._layout.slot_bytes, 4 * self.threads)))
         self.u = np.zeros(length)
+        self.packed = sum(engine._layout.packed) if rows >= PACKED_ROWS else 0
 
     def run(self, solver, state, rates, step, totals):
         e, o, plan = self.engine, self.engine.objective, self.plan
-        shared = aligned(8 * fused.SHARED_WORDS)
+        shared = aligned(8 * steps.SHARED_WORDS)
         shared[:] = 0
-        solver_code, names = SOLVERS.get(type(solver), (fused.NOTHING, ()))
-        rules = np.zeros(fused.RULE_NUMBERS)
-        rules[: fused.FIRST] = float(o.loss.name.partition(":")[2] or 0.0), o.l1, o.l2, o.clip or 0.0
-        rules[fused.FIRST : fused.FIRST + len(names)] = [getattr(solver, name) for name in names]
-        sums = np.empty(self.slots * len(self.u))
+        solver_code, names = SOLVERS.get(type(solver), (words.NOTHING, ()))
+        rules = np.zeros(words.RULE_NUMBERS)
+        rules[: words.FIRST] = float(o.loss.name.partition(":")[2] or 0.0), o.l1, o.l2, o.clip or 0.0
+        rules[words.FIRST : words.FIRST + len(names)] = [getattr(solver, name) for name in names]
+        sums, tiles = e._lend(self.slots * e._layout.slot_bytes), e._lend(self.packed * e._dtype.itemsize)
         arrays = (
-            (fused.ORDER, self.order), (fused.WEIGHTS, self.w), (fused.BLOCK_SUMS, sums), (fused.STARTS, self.starts),
-            (fused.STOPS, self.stops), (fused.RATES, rates), (fused.SUMS, self.u), (fused.OUT, totals),
-            (fused.SHARED, shared), (fused.RULES, rules), *zip((fused.STATE, fused.SECOND_STATE), state),
+            (words.ORDER, self.order), (words.WEIGHTS, self.w), (words.BLOCK_SUMS, sums), (words.STARTS, self.starts),
+            (words.STOPS, self.stops), (words.RATES, rates), (words.SUMS, self.u), (words.OUT, totals),
+            (words.SHARED, shared), (words.RULES, rules), *zip((words.STATE, words.SECOND_STATE), state),
         )  # fmt: skip
         for place, array in arrays:
             plan[place] = address(array)
-        plan[[fused.STEPS, fused.STEP, fused.SLOTS]] = len(rates), step, self.slots
-        plan[fused.ORDERED] = 0 if self.order is None else len(self.order)
-        plan[[fused.SOLVER, fused.ALONE, fused.ONWARD]] = solver_code, self.threads == 1, len(rates) == 1
+        packed = np.cumsum([0, *e._layout.packed[:-1]]) * e._dtype.itemsize + address(tiles)
+        packed *= np.array(e._layout.packed) > 0
+        if self.packed:
+            plan[words.PACKED] = address(packed)
+        else:
+            plan[words.PACK] = 0
+        plan[[words.STEPS, words.STEP, words.SLOTS]] = len(rates), step, self.slots
+        if self.slots == 1 and len(rates) > 1 and not any(e._layout.parts):  # the only block's sums are those of a step
+            plan[[words.BLOCK_SUMS, words.FOLD]] = address(self.u), 0
+        plan[words.ORDERED] = 0 if self.order is None else len(self.order)
+        plan[[words.SOLVER, words.ALONE, words.ONWARD]] = solver_code, self.threads == 1, len(rates) == 1
 
         # A helper may come when the run is over, and still looks at the control block: its arguments hold the memory.
         def drive(helper, memory):
-            scratch = aligned(e._units * e._apart * e._dtype.itemsize)
+            scratch = e._lend(e._layout.numbers * e._dtype.itemsize)
             _drive()(None, address(plan), helper, address(scratch))
+            e._take_back(scratch)
 
         try:
             for _ in range(self.threads - 1):
-                e._helpers().submit(drive, 1, (self, arrays))
+                e._helpers().submit(drive, 1, (self, arrays, packed, tiles))
             drive(0, arrays)
+            e._take_back(sums, tiles)  # all blocks are done: nobody writes to them any more
         finally:  # also when Ctrl-C came just before: helpers then find nothing more to do
-            shared.view(np.int64)[fused.END] = 1
+            shared.view(np.int64)[steps.END] = 1
 
 
 def _readable(x):
@@ -294,10 +337,3 @@ def aligned(size, line=64):
     memory = np.empty(size + line, np.uint8)
     skip = -address(memory) % line
     return memory[skip : skip + size]
-
-
-def _stretch(units, width):
-    rows = BLOCK_ROWS
-    while rows > 256 and rows * units * width > STRETCH_BYTES:
-        rows //= 2
-    return rows

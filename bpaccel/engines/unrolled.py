@@ -14,13 +14,26 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from bpaccel.engines.lanes import I64, Value, lanes_of, pointer, widened
-from bpaccel.engines.vmath import ACTIVATIONS, exp_down, loss_value, output_delta
+from bpaccel.engines.lanes import (
+    I64,
+    Value,
+    lanes_of,
+    widened,
+)
+from bpaccel.engines.memory import (
+    pointer,
+)
+from bpaccel.engines.vmath import (
+    ACTIVATIONS,
+    exp_down,
+    loss_value,
+    output_delta,
+)
 
 
 @intrinsic
-def lesson(typing, kind, w, loss, a, end, R, g):
-    """Add what rows 0 ... end of a stretch ask of the weights to g, and their totals after that."""
+def lesson(typing, kind, w, loss, a, end, R, g, onto):
+    """Set g to what rows 0 ... end of a stretch ask of the weights, and their totals after that; or add if ``onto``."""
     spec = kind.kind
     sizes, names, bias = spec.shape, spec.activations, spec.bias
     starts, count = [], 0  # where a layer's units begin, and where its weights do
@@ -29,7 +42,10 @@ def lesson(typing, kind, w, loss, a, end, R, g):
         count += (I + bias) * O
 
     def code(context, builder, sig, args):
-        rows = _Rows(builder, lanes_of(kind).vector, spec.width, *args[1:])
+        rows = _Rows(builder, lanes_of(kind).vector, spec.width, *args[1:-1])
+        with builder.if_then(builder.icmp_signed("==", args[-1], I64(0))):
+            for p in range(count + 3):
+                builder.store(ir.DoubleType()(0.0), pointer(builder, args[-2], I64(p), ir.DoubleType()))
 
         def forward(layer, inputs):
             """Outputs of lanes of inputs."""
@@ -82,7 +98,7 @@ def lesson(typing, kind, w, loss, a, end, R, g):
                 backward(layer, inputs, rows.units(starts[layer + 1][0], sizes[layer + 1]))
         return context.get_dummy_value()
 
-    return types.void(kind, types.int64, types.float64, types.int64, types.int64, types.int64, types.int64), code
+    return types.void(kind, types.int64, types.float64, *[types.int64] * 5), code
 
 
 class _Rows:
