@@ -23,7 +23,7 @@ HEADERS = ("dtype", "pass", "instructions", "of vectors", "divisions", "loads an
 def assembly(dtype, count):
     """The text that the lesson of 3-4-1 is compiled to, for ``count`` rows at a time."""
     kind = lanes.Kind(dtype, count, "sigmoid", "squared_error", ("sigmoid", "sigmoid"), (3, 4, 1), False)
-    signature = types.void(lanes.KindType(dataclasses.replace(kind)), *[types.int64] * 5)
+    signature = types.void(lanes.KindType(dataclasses.replace(kind)), *[types.int64] * 7)
     compiled = numba.cfunc(signature, error_model="numpy")(fused.learn_unrolled)
     return compiled._library.get_asm_str()
 

@@ -24,6 +24,7 @@ from bpaccel.engines.lanes import (
     total,
 )
 from bpaccel.engines.memory import (
+    LINE_BYTES,
     add_totals,
     call,
     fetch,
@@ -42,24 +43,27 @@ from bpaccel.engines.memory import (
 )
 from bpaccel.engines.plan import (
     ACTIVATE,
+    AHEAD,
     APART,
     BIAS,
     COUNT,
     DEPTH,
     FIELDS,
+    INPUTS,
     LEARN,
     LOSS,
     ORDER,
-    ORDERED,
     OUTPUT,
     PACKED,
     PARTS,
     PRODUCTS,
     ROW_WEIGHTS,
+    ROWS,
     RULES,
     SIZES,
     SLOPES,
     STRETCH,
+    TARGETS,
     TOTALS,
     TURNED,
     UPDATE_UNITS,
@@ -140,17 +144,31 @@ def read(k, plan, first, stop, a, stay, g):
                 for r in range(m, end):
                     put(k, a, unit + r, rounded(k, 0.0))
         if order:  # the rows that come next lie anywhere: they are on their way while these are learned from
-            for n in range(start + m, min(start + 2 * m, word(plan, ORDERED))):
+            for n in range(start + m, min(start + 2 * m, word(plan, ROWS))):
                 for field in range(0, 3 * FIELDS, FIELDS):
                     x, where = word(plan, field), word(plan, field + 1) * word(order, n)
                     if x and word(plan, field + 2) == 1:
                         for d in range(0, word(plan, field + 3), line_numbers(k)):
                             fetch(k, x, where + d)
-        call(word(plan, LEARN), (plan, a, end, g, start - first))
+        x, y = rows_ahead(k, plan, INPUTS, start, m, a), rows_ahead(k, plan, TARGETS, start, m, a)
+        call(word(plan, LEARN), (plan, a, end, g, start - first, x, y))
 
 
-def learn(k, plan, a, end, g, onto):
-    """Set g to what a stretch of rows asks of the weights, or add that if ``onto``; and so its totals, after that."""
+@numba.njit
+def rows_ahead(k, plan, field, start, m, a):
+    """The address of the rows that this thread is likely to read next, if they lie together; else some of its own."""
+    n, row = start + word(plan, AHEAD), word(plan, field + 1)
+    together = word(plan, ORDER) == 0 and word(plan, field + 2) == 1 and row == word(plan, field + 3)
+    if together and n + m <= word(plan, ROWS):
+        return word(plan, field) + n * row * (LINE_BYTES // line_numbers(k))
+    return a
+
+
+def learn(k, plan, a, end, g, onto, x_ahead, y_ahead):
+    """Set g to what a stretch of rows asks of the weights, or add that if ``onto``; and so its totals, after that.
+
+    Where the next rows lie matters only where there is little to do for each: see `learn_unrolled`.
+    """
     V, R, w, bias = lane_count(k), word(plan, APART), word(plan, WEIGHTS), word(plan, BIAS)
     sizes, last, products = word(plan, SIZES), word(plan, DEPTH), word(plan, PRODUCTS)
     x = p = 0  # where a layer, and its weights, begin
@@ -256,9 +274,9 @@ def update_units(k, plan, layer, a, x, delta, end, g, onto):
         call(word(plan, PRODUCTS), (g, part + o, W, I, a, turned + o, D, V, a, x, 1, R, 0, end, how))
 
 
-def learn_unrolled(k, plan, a, end, g, onto):
-    """`learn` for a network of few weights, whose shape is known to the compiler."""
-    lesson(k, word(plan, WEIGHTS), real(word(plan, RULES), LOSS), a, end, word(plan, APART), g, onto)
+def learn_unrolled(k, plan, a, end, g, onto, x_ahead, y_ahead):
+    """`learn` for a network of few weights, whose shape is known to the compiler; meanwhile, the next rows arrive."""
+    lesson(k, word(plan, WEIGHTS), real(word(plan, RULES), LOSS), a, end, word(plan, APART), g, onto, x_ahead, y_ahead)
 
 
 def activations(k, plan, a, at, units, end):

@@ -244,9 +244,9 @@ class Numba(Engine):
         except (KeyError, IndexError):
             return aligned(size)
 
-    def _take_back(self, *memory):
-        for part in memory:
-            self._spare.setdefault(len(part), []).append(part)
+    def _take_back(self, memory):
+        if memory is not None:
+            self._spare.setdefault(len(memory), []).append(memory)
 
     def _helpers(self):
         """The pool of threads of this process: a forked child has none of its parent's."""
@@ -267,6 +267,7 @@ class _Job:
                 strides = [stride // x.itemsize for stride in x.strides]
                 self.plan[field : field + 3] = address(x), strides[0], strides[-1]
         self.order = None if order is None else np.ascontiguousarray(order, np.int64)
+        self.rows = len(self.arrays[0]) if order is None and self.arrays else (0 if order is None else len(order))
         self.starts, self.stops = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(stops, np.int64)
         length = engine._count + words.TOTALS
         rows = int((self.stops - self.starts).max())
@@ -284,7 +285,14 @@ class _Job:
         rules = np.zeros(words.RULE_NUMBERS)
         rules[: words.FIRST] = float(o.loss.name.partition(":")[2] or 0.0), o.l1, o.l2, o.clip or 0.0
         rules[words.FIRST : words.FIRST + len(names)] = [getattr(solver, name) for name in names]
-        sums, tiles = e._lend(self.slots * e._layout.slot_bytes), e._lend(self.packed * e._dtype.itemsize)
+        sums, tiles, table = e._lend(self.slots * e._layout.slot_bytes), None, None
+        if self.packed:
+            tiles = e._lend(self.packed * e._dtype.itemsize)
+            firsts = np.cumsum([0, *e._layout.packed[:-1]]) * e._dtype.itemsize + address(tiles)
+            table = np.where(np.array(e._layout.packed) > 0, firsts, 0)
+            plan[words.PACKED] = address(table)
+        else:
+            plan[words.PACK] = 0
         arrays = (
             (words.ORDER, self.order), (words.WEIGHTS, self.w), (words.BLOCK_SUMS, sums), (words.STARTS, self.starts),
             (words.STOPS, self.stops), (words.RATES, rates), (words.SUMS, self.u), (words.OUT, totals),
@@ -292,16 +300,10 @@ class _Job:
         )  # fmt: skip
         for place, array in arrays:
             plan[place] = address(array)
-        packed = np.cumsum([0, *e._layout.packed[:-1]]) * e._dtype.itemsize + address(tiles)
-        packed *= np.array(e._layout.packed) > 0
-        if self.packed:
-            plan[words.PACKED] = address(packed)
-        else:
-            plan[words.PACK] = 0
         plan[[words.STEPS, words.STEP, words.SLOTS]] = len(rates), step, self.slots
         if self.slots == 1 and len(rates) > 1 and not any(e._layout.parts):  # the only block's sums are those of a step
             plan[[words.BLOCK_SUMS, words.FOLD]] = address(self.u), 0
-        plan[words.ORDERED] = 0 if self.order is None else len(self.order)
+        plan[[words.ROWS, words.AHEAD]] = self.rows, self.threads * e.block_rows
         plan[[words.SOLVER, words.ALONE, words.ONWARD]] = solver_code, self.threads == 1, len(rates) == 1
 
         # A helper may come when the run is over, and still looks at the control block: its arguments hold the memory.
@@ -312,9 +314,10 @@ class _Job:
 
         try:
             for _ in range(self.threads - 1):
-                e._helpers().submit(drive, 1, (self, arrays, packed, tiles))
+                e._helpers().submit(drive, 1, (self, arrays, tiles, table))
             drive(0, arrays)
-            e._take_back(sums, tiles)  # all blocks are done: nobody writes to them any more
+            e._take_back(sums)  # all blocks are done: nobody writes to it any more
+            e._take_back(tiles)
         finally:  # also when Ctrl-C came just before: helpers then find nothing more to do
             shared.view(np.int64)[steps.END] = 1
 

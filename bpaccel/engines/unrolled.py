@@ -21,7 +21,10 @@ from bpaccel.engines.lanes import (
     widened,
 )
 from bpaccel.engines.memory import (
+    BYTES,
+    LINE_BYTES,
     pointer,
+    prefetch,
 )
 from bpaccel.engines.vmath import (
     ACTIVATIONS,
@@ -32,8 +35,12 @@ from bpaccel.engines.vmath import (
 
 
 @intrinsic
-def lesson(typing, kind, w, loss, a, end, R, g, onto):
-    """Set g to what rows 0 ... end of a stretch ask of the weights, and their totals after that; or add if ``onto``."""
+def lesson(typing, kind, w, loss, a, end, R, g, onto, x_ahead, y_ahead):
+    """Set g to what rows 0 ... end of a stretch ask of the weights, and their totals after that; or add if ``onto``.
+
+    The rows that lie at two addresses begin to arrive in the caches, a few with each pass over lanes: all at once, they
+    would have to be waited for.
+    """
     spec = kind.kind
     sizes, names, bias = spec.shape, spec.activations, spec.bias
     starts, count = [], 0  # where a layer's units begin, and where its weights do
@@ -42,10 +49,10 @@ def lesson(typing, kind, w, loss, a, end, R, g, onto):
         count += (I + bias) * O
 
     def code(context, builder, sig, args):
-        rows = _Rows(builder, lanes_of(kind).vector, spec.width, *args[1:-1])
-        with builder.if_then(builder.icmp_signed("==", args[-1], I64(0))):
+        rows = _Rows(builder, lanes_of(kind).vector, spec.width, *args[1:-3])
+        with builder.if_then(builder.icmp_signed("==", args[-3], I64(0))):
             for p in range(count + 3):
-                builder.store(ir.DoubleType()(0.0), pointer(builder, args[-2], I64(p), ir.DoubleType()))
+                builder.store(ir.DoubleType()(0.0), pointer(builder, args[-4], I64(p), ir.DoubleType()))
 
         def forward(layer, inputs):
             """Outputs of lanes of inputs."""
@@ -77,6 +84,10 @@ def lesson(typing, kind, w, loss, a, end, R, g, onto):
         last = len(sizes) - 2
         for layer in range(last + 1):
             with rows.all():
+                if layer == 0:
+                    rows.fetch(args[-2], sizes[0])
+                if layer == last:
+                    rows.fetch(args[-1], sizes[-1])
                 for o, l in enumerate(forward(layer, rows.units(starts[layer][0], sizes[layer]))):
                     rows.put(starts[layer][0] + sizes[layer] + o, l)
 
@@ -98,7 +109,7 @@ def lesson(typing, kind, w, loss, a, end, R, g, onto):
                 backward(layer, inputs, rows.units(starts[layer + 1][0], sizes[layer + 1]))
         return context.get_dummy_value()
 
-    return types.void(kind, types.int64, types.float64, *[types.int64] * 5), code
+    return types.void(kind, types.int64, types.float64, *[types.int64] * 7), code
 
 
 class _Rows:
@@ -118,6 +129,14 @@ class _Rows:
 
     def weight(self, p):
         return self.nothing.of(self.weights[p])
+
+    def fetch(self, address, columns):
+        """Bring what lies where these rows would, if those of a stretch began at an address."""
+        size = columns * self.width
+        first = self.builder.add(address, self.builder.mul(self.r, I64(size)))
+        for line in range(0, self.vector.count * size, LINE_BYTES):
+            place = self.builder.inttoptr(self.builder.add(first, I64(line)), BYTES)
+            prefetch(self.builder, place, write=False)
 
     def all(self):
         """A pass over the rows."""
