@@ -43,7 +43,6 @@ from bpaccel.engines.memory import (
 )
 from bpaccel.engines.plan import (
     ACTIVATE,
-    AHEAD,
     APART,
     BIAS,
     COUNT,
@@ -157,7 +156,7 @@ def read(k, plan, first, stop, a, stay, g):
 @numba.njit
 def rows_ahead(k, plan, field, start, m, a):
     """The address of the rows that this thread is likely to read next, if they lie together; else some of its own."""
-    n, row = start + word(plan, AHEAD), word(plan, field + 1)
+    n, row = start + m, word(plan, field + 1)
     together = word(plan, ORDER) == 0 and word(plan, field + 2) == 1 and row == word(plan, field + 3)
     if together and n + m <= word(plan, ROWS):
         return word(plan, field) + n * row * (LINE_BYTES // line_numbers(k))

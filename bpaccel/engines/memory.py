@@ -280,14 +280,14 @@ def swap(typing, address, index, old, new):
 
 
 @intrinsic
-def count_up(typing, address, index):
-    """Add 1 to a shared word."""
+def count_up(typing, address, index, number):
+    """Add to a shared word."""
 
     def code(context, builder, sig, args):
-        builder.atomic_rmw("add", pointer(builder, args[0], args[1], I64), I64(1), "acq_rel")
+        builder.atomic_rmw("add", pointer(builder, args[0], args[1], I64), args[2], "acq_rel")
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), code
+    return types.void(types.int64, types.int64, types.int64), code
 
 
 @intrinsic

@@ -303,8 +303,8 @@ class _Job:
         plan[[words.STEPS, words.STEP, words.SLOTS]] = len(rates), step, self.slots
         if self.slots == 1 and len(rates) > 1 and not any(e._layout.parts):  # the only block's sums are those of a step
             plan[[words.BLOCK_SUMS, words.FOLD]] = address(self.u), 0
-        plan[[words.ROWS, words.AHEAD]] = self.rows, self.threads * e.block_rows
-        plan[[words.SOLVER, words.ALONE, words.ONWARD]] = solver_code, self.threads == 1, len(rates) == 1
+        plan[words.ROWS] = self.rows
+        plan[[words.SOLVER, words.THREADS, words.ONWARD]] = solver_code, self.threads, len(rates) == 1
 
         # A helper may come when the run is over, and still looks at the control block: its arguments hold the memory.
         def drive(helper, memory):

@@ -26,7 +26,6 @@ from bpaccel.engines.memory import (
 from bpaccel.engines.plan import (
     ADAM,
     ADAMW,
-    ALONE,
     BIAS,
     BLOCK,
     BLOCK_SUMS,
@@ -67,6 +66,7 @@ from bpaccel.engines.plan import (
     STRETCH,
     SUMS,
     THIRD,
+    THREADS,
     TOTALS,
     WEIGHTS,
 )
@@ -79,6 +79,7 @@ from bpaccel.engines.products import (
 # that are done. The blocks FROM ... LIMIT are those of rows BEGIN ... STOP.
 LIMIT, NEXT, DONE, END, FROM, BEGIN, STOP, SHARED_WORDS = range(0, 128, 16)
 PATIENCE = 2000  # looks at a word before the processor is offered to others
+MOST_BLOCKS = 16  # that a thread takes at once: some thousands of rows, which it reads one after the other
 FOLDED = 1024  # sums that are added up in one go, so that they stay in the first cache
 
 
@@ -189,13 +190,13 @@ def settle(k, plan, now):
 def drive(k, plan, helper, a):
     """Take the steps of a plan, or help another thread that does; ``a`` is memory of this thread alone.
 
-    The rows of a step are cut into blocks. A thread takes the next block that nobody took, and puts its sums where
-    that block's belong; when all are done, the thread that is no helper adds them in the order of the blocks and takes
-    the step. So no bit depends on the threads; a helper that comes late or never leaves the others more to do, and
-    nothing is waited for but blocks that a running thread has begun.
+    The rows of a step are cut into blocks. A thread takes the next blocks that nobody took, fewer as fewer are left,
+    and puts the sums of each where they belong; when all are done, the thread that is no helper adds them in the order
+    of the blocks and takes the step. So no bit depends on the threads; a helper that comes late or never leaves the
+    others more to do, and nothing is waited for but blocks that a running thread has taken.
     """
     shared, starts, stops = word(plan, SHARED), word(plan, STARTS), word(plan, STOPS)
-    alone, block, slots, kernel = word(plan, ALONE), word(plan, BLOCK), word(plan, SLOTS), word(plan, READ)
+    alone, block, slots, kernel = word(plan, THREADS) == 1, word(plan, BLOCK), word(plan, SLOTS), word(plan, READ)
     now = patience = stay = onto = 0
     begun = False
     before = flush_subnormals()  # deltas of outputs that are all but sure: steps on float32 took ten times as long
@@ -210,18 +211,19 @@ def drive(k, plan, helper, a):
             release(shared, STOP, word(starts, now))
         ticket, limit = acquire(shared, NEXT), acquire(shared, LIMIT)
         if ticket < limit:
+            some = max(1, min(MOST_BLOCKS, (limit - ticket) // word(plan, THREADS)))
             if alone:
-                release(shared, NEXT, ticket + 1)
-            elif not swap(shared, NEXT, ticket, ticket + 1):
+                release(shared, NEXT, ticket + some)
+            elif not swap(shared, NEXT, ticket, ticket + some):
                 continue
-            mine = ticket - acquire(shared, FROM)
-            first = acquire(shared, BEGIN) + mine * block
-            stop = min(first + block, acquire(shared, STOP))
-            call(kernel, (plan, first, stop, a, stay, word(plan, BLOCK_SUMS) + mine * word(plan, SLOT_BYTES)))
+            for mine in range(ticket - acquire(shared, FROM), ticket - acquire(shared, FROM) + some):
+                first = acquire(shared, BEGIN) + mine * block
+                stop = min(first + block, acquire(shared, STOP))
+                call(kernel, (plan, first, stop, a, stay, word(plan, BLOCK_SUMS) + mine * word(plan, SLOT_BYTES)))
             if alone:
-                release(shared, DONE, ticket + 1)
+                release(shared, DONE, ticket + some)
             else:
-                count_up(shared, DONE)
+                count_up(shared, DONE, some)
             patience = 0
         elif helper:
             if acquire(shared, END):
