@@ -24,7 +24,8 @@ from bpaccel.backends import backend, why_not
 from bpaccel.bench import machine
 from bpaccel.bench.workloads import Ours, workload
 from bpaccel.data import Rows
-from bpaccel.engines import Batches, buffers, find
+from bpaccel.engines import Batches, buffers
+from bpaccel.engines.choice import find
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "cuda"))
 

@@ -16,7 +16,8 @@ from rich.table import Table
 
 import bpaccel
 from bpaccel.backends import backend, backends
-from bpaccel.engines import ENGINES, find, thread_count
+from bpaccel.engines import thread_count
+from bpaccel.engines.choice import ENGINES, find
 from bpaccel.files import check_place
 from bpaccel.libraries import LIBRARIES
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from bpaccel import activations as _activations
-from bpaccel import core, losses, solvers, storage, training
+from bpaccel import core, lbfgs, losses, solvers, storage, training
 from bpaccel.backends import BackendError, backend_of, resolve
 from bpaccel.backends import backend as _backend_of_name
 from bpaccel.callbacks import ProgressBar
@@ -16,8 +16,8 @@ from bpaccel.checks import functions, not_negative, positive, share, sizes, whol
 from bpaccel.checks import seed as checked_seed
 from bpaccel.data import Rows, check_targets, dense, float_dtype, matrix, numbers, targets
 from bpaccel.dropout import Dropout
-from bpaccel.engines import ENGINES, choose, find, refusal
 from bpaccel.engines.blocked import feed
+from bpaccel.engines.choice import ENGINES, choose, find, refusal
 from bpaccel.history import History, Plan
 from bpaccel.objective import Objective
 
@@ -200,7 +200,7 @@ class Network:
         if share("dropout", dropout) > 0:
             objective = replace(objective, dropout=Dropout(float(dropout), plan.seed))
         if solver == "lbfgs":
-            training.check_minimise(clip, dropout)
+            lbfgs.check_minimise(clip, dropout)
         state = _resumed(resume, solver, plan, (self.layer_sizes, self.bias))
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
         # A resumed training keeps its engine where it can: the number of further steps must not change the bits.
@@ -219,7 +219,7 @@ class Network:
         try:
             with rows.backend.active(), training.entered(callbacks):
                 if solver == "lbfgs":
-                    training.minimise(self, weights, runner, plan, **common)
+                    lbfgs.minimise(self, weights, runner, plan, **common)
                 else:
                     arrays = solver.start(weights)
                     if state:

@@ -16,7 +16,8 @@ from bpaccel import activations, core, losses, solvers
 from bpaccel.backends import backend as _backend_of_name
 from bpaccel.data import Rows
 from bpaccel.dropout import Dropout
-from bpaccel.engines import Batches, Engine, find
+from bpaccel.engines import Batches, Engine
+from bpaccel.engines.choice import find
 from bpaccel.objective import Objective
 
 # How many times the analysed rounding an engine may be off. Worst seen: 2.3, of blocked in float64.
@@ -91,6 +92,8 @@ def cases(*, dtypes=("float32", "float64"), block_rows=256):
         for sizes in ((1, 1), (3, 1), (5, 8, 7, 3), (28, 30, 2), (40, 33, 1), (2, 3, 3, 3, 3, 2)):
             for n in (1, 4, 65, block_rows - 1):
                 yield Case(sizes, ("tanh",) * (len(sizes) - 2) + ("identity",), "squared_error", n=n, **common)
+        if not weighted:  # layers of dozens of inputs and units, which an engine may compute in another way
+            yield Case((300, 90, 52, 2), ("tanh", "tanh", "identity"), "squared_error", n=300, **common)
         for n, layout in itertools.product((block_rows, block_rows + 1, 3 * block_rows + 5), ("C", "F", "strided")):
             yield Case((3, 4, 1), ("sigmoid", "sigmoid"), "squared_error", n=n, layout=layout, **common)
 
@@ -220,7 +223,7 @@ def check_engine(engine, backend="numpy", *, dtypes=None):
     Parameters
     ----------
     engine : str or type
-        A name of `bpaccel.engines.ENGINES`, or a subclass of `Engine`.
+        A name of `bpaccel.engines.choice.ENGINES`, or a subclass of `Engine`.
     backend : str
         Where to run it.
     dtypes : sequence of str, optional

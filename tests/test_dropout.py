@@ -9,6 +9,7 @@ import bpaccel as bp
 from bpaccel import activations, engines, testing, training
 from bpaccel.backends import backend as backend_of_name
 from bpaccel.dropout import Dropout
+from bpaccel.engines import choice
 
 RANDOM = np.random.default_rng(0)
 TABLE, TARGET = RANDOM.random((300, 3)), RANDOM.random(300)
@@ -67,7 +68,7 @@ def test_the_engines_that_know_it_are_right_on_every_backend(engine, place):
 def test_the_updates_are_minus_the_gradient_of_what_is_left(name):
     case = testing.Case((3, 5, 4, 1), (name, name, "identity"), "squared_error", "float64", bias=True, n=12)
     weights, rows = testing._rows(case, backend_of_name("numpy"))
-    runner = engines.find("array")(case.objective(dropout=Dropout(0.4, 1)), rows)
+    runner = choice.find("array")(case.objective(dropout=Dropout(0.4, 1)), rows)
     updates = runner.dropped_sums(weights, None, 0, 12, 3).updates
     random, h = np.random.default_rng(0), 1e-6
     for _ in range(3):
@@ -90,7 +91,7 @@ def test_no_cut_resume_threads_or_engine_changes_the_training(monkeypatch):
     monkeypatch.setattr(training, "SLICE_SECONDS", 0.0)
     np.testing.assert_array_equal(want, weights(record_every=100))
     np.testing.assert_allclose(want, weights(engine="blocked"), rtol=1e-12)
-    monkeypatch.setattr(engines.find("blocked"), "rows_of_a_block", classmethod(lambda *_: 16))
+    monkeypatch.setattr(choice.find("blocked"), "rows_of_a_block", classmethod(lambda *_: 16))
     cut = weights(engine="blocked", threads=1)
     np.testing.assert_allclose(want, cut, rtol=1e-9)
     np.testing.assert_array_equal(cut, weights(engine="blocked", threads=3))
@@ -126,7 +127,7 @@ def test_compiled_engines_refuse_it_and_auto_takes_another(engine, library):
         testing.Case((3, 4, 1), ("tanh",) * 2, "squared_error", "float32", n=9), backend_of_name("numpy")
     )
     objective = testing.Case((3, 4, 1), ("tanh",) * 2, "squared_error", "float32").objective(dropout=Dropout(0.1, 1))
-    chosen, _ = engines.choose("auto", objective, rows[1], None, batch_rows=10**6, steps=10**6)
+    chosen, _ = choice.choose("auto", objective, rows[1], None, batch_rows=10**6, steps=10**6)
     assert chosen.name == "blocked"
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import bpaccel as bp
-from bpaccel import engines, solvers, testing
+from bpaccel import solvers, testing
 from bpaccel.backends import backend as backend_of_name
 from bpaccel.data import Rows
-from bpaccel.engines import ENGINES, choose, thread_count
+from bpaccel.engines import choice, thread_count
+from bpaccel.engines.choice import ENGINES, choose
 
 NUMPY = backend_of_name("numpy")
 
@@ -158,7 +159,7 @@ def test_an_unknown_engine_is_named():
 def test_blocks_are_fixed_by_objective_and_dtype_alone():
     objective, few = _rows(4)
     _, many = _rows(70_000)
-    blocked = engines.find("blocked")
+    blocked = choice.find("blocked")
     assert blocked.rows_of_a_block(objective, few) == blocked.rows_of_a_block(objective, many)
 
 
@@ -173,7 +174,7 @@ def test_threads_follow_the_environment(monkeypatch):
 
 
 def test_an_error_in_a_thread_reaches_the_caller():
-    class Fails(engines.find("blocked")):
+    class Fails(choice.find("blocked")):
         def block(self, weights, X, y, w):
             raise RuntimeError("a block failed")
 

@@ -14,7 +14,8 @@ import bpaccel as bp
 from bpaccel import solvers, testing
 from bpaccel.backends import backend as backend_of_name
 from bpaccel.data import Rows
-from bpaccel.engines import Batches, buffers, choose, cuda
+from bpaccel.engines import Batches, buffers, cuda
+from bpaccel.engines.choice import choose
 from bpaccel.engines.cuda import Cuda
 
 NUMPY = backend_of_name("numpy")

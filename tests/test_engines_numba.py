@@ -10,10 +10,11 @@ import pytest
 pytest.importorskip("numba")
 
 import bpaccel as bp
-from bpaccel import engines, solvers, testing
+from bpaccel import solvers, testing
 from bpaccel.backends import backend as backend_of_name
 from bpaccel.data import Rows
-from bpaccel.engines import Batches, choose, memory
+from bpaccel.engines import Batches, choice, memory
+from bpaccel.engines.choice import choose
 from bpaccel.engines.numba import BLOCK_ROWS, Numba
 
 NUMPY = backend_of_name("numpy")
@@ -121,7 +122,7 @@ def test_infinite_weights_saturate_as_in_the_core():
     objective = testing.Case((3, 1), ("sigmoid",), "squared_error", "float32", n=5).objective()
     weights = [np.array([[np.inf], [1.0], [1.0]], np.float32)]
     for engine in ("array", "numba"):
-        runner = engines.find(engine)(objective, rows)
+        runner = choice.find(engine)(objective, rows)
         np.testing.assert_array_equal(runner.sums(weights, None, 0, 5).totals, [5, 0, 0])
 
 

@@ -6,7 +6,8 @@ import pytest
 from bpaccel import solvers, testing
 from bpaccel.backends import BackendError, backend
 from bpaccel.data import Rows
-from bpaccel.engines import Batches, buffers, find
+from bpaccel.engines import Batches, buffers
+from bpaccel.engines.choice import find
 
 pytestmark = pytest.mark.gpu
 TUTORIAL = testing.Case((3, 4, 1), ("sigmoid", "sigmoid"), "squared_error", "float32", n=5000)

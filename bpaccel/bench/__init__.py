@@ -16,7 +16,8 @@ import numpy as np
 from bpaccel.backends import LIBRARIES, backend, why_not
 from bpaccel.bench import machine
 from bpaccel.bench.workloads import STEPS, Case, Ours, Tutorial, WrongResult, workload
-from bpaccel.engines import ENGINES, find, thread_count
+from bpaccel.engines import thread_count
+from bpaccel.engines.choice import ENGINES, find
 from bpaccel.files import replacing
 
 SAME_ERROR = 1e-5  # how far the error after training may be from that of the table alone

@@ -15,7 +15,8 @@ import numpy as np
 from bpaccel import activations, core, losses, solvers, testing
 from bpaccel.backends import backend
 from bpaccel.data import Rows
-from bpaccel.engines import Batches, choose
+from bpaccel.engines import Batches
+from bpaccel.engines.choice import choose
 from bpaccel.objective import Objective
 
 STEPS = 100  # of a training
@@ -122,7 +123,7 @@ class Case:
     ----------
     backend : str
     engine : str or type
-        "auto", a name of `bpaccel.engines.ENGINES`, or a subclass of Engine.
+        "auto", a name of `bpaccel.engines.choice.ENGINES`, or a subclass of Engine.
     dtype : {"float32", "float64"}
     rows : int
         A multiple of the table's rows.

@@ -13,12 +13,13 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.optimize import _check_optimize_result
 
-from bpaccel.engines import choose
+from bpaccel.engines.choice import choose
 from bpaccel.estimators import validation
 from bpaccel.estimators.epochs import Epochs, Monitor
 from bpaccel.estimators.optimizer import Optimizer
 from bpaccel.history import History
-from bpaccel.training import DivergenceError, check_minimise, descend, entered, minimise
+from bpaccel.lbfgs import check_minimise, minimise
+from bpaccel.training import DivergenceError, descend, entered
 
 
 class _Loop:
