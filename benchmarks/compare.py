@@ -163,7 +163,7 @@ def _too_slow_or_wrong(work, run):
 def extra_memory(name, layer_sizes, rows, dtype):
     """Bytes that a training takes at most beside X and y, in this process: run it in a fresh one."""
     work = workload(layer_sizes)
-    table = work.rows(len(work.X), dtype)
+    table = work.rows(max(len(work.X), 64), dtype)  # for a few rows ours compiles other kernels than for many
     warm = PEERS[name](work, *table)  # what importing and compiling take is no training's
     warm.advance(1)
     warm.wait()

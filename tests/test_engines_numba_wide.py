@@ -90,9 +90,21 @@ def test_steps_in_one_call_are_steps_one_by_one(name, n):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * max(1.0, np.abs(theirs).max()))
 
 
+@pytest.mark.parametrize("sizes", [(3, 4, 1), (5, 8, 2), (70, 52, 33, 3)])
+def test_a_step_of_no_rows_asks_for_nothing(sizes):
+    case = testing.Case(sizes, ("tanh",) * (len(sizes) - 2) + ("sigmoid",), "squared_error", "float64", n=20)
+    engine, weights = engine_of(case)
+    solver = solvers.get("gradient_descent")
+    first, _, _ = engine.run(weights, solver, (), Batches(None, [0, 0], [20, 20]), [0.5, 0.5], 0)
+    after, _, totals = engine.run(weights, solver, (), Batches(None, [0, 0, 7], [20, 20, 7]), [0.5] * 3, 0)
+    assert all(np.array_equal(a, b) for a, b in zip(first, after, strict=True))
+    assert not totals[2].any()
+
+
+@pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_products_of_any_shape_and_stride(dtype):
-    random, count = np.random.default_rng(0), LOOP_BYTES // np.dtype(dtype).itemsize
+def test_products_of_any_shape_and_stride(dtype, few):
+    random, count = np.random.default_rng(0), 8 if few else LOOP_BYTES // np.dtype(dtype).itemsize
     compute = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 15)(
         kernel(products.products, dtype, count).address
     )

@@ -99,7 +99,7 @@ class Engine(ABC):
 
     @classmethod
     def refuses(cls, objective, rows, solver):
-        """Why this engine cannot do it, with the remedy; None if it can. Of dropout, see `refusal`."""
+        """Why this engine cannot do it, with the remedy; None if it can. Of dropout, see `choice.refusal`."""
         return
 
     @classmethod

@@ -2,7 +2,8 @@
 
 The rows are taken in blocks, which threads share, and a block in stretches that fit the caches. In a stretch each unit
 owns ``R`` neighbouring numbers, one a row; the inputs come first, then each layer, the targets and the weights of the
-rows. Every line of the arithmetic works on `lanes`. A layer's values are replaced by its deltas when they are known.
+rows. With a bias, a unit that is always 1 follows the inputs and each hidden layer, save where the lesson is written
+out. Every line of the arithmetic works on `lanes`. A layer's values are replaced by its deltas when they are known.
 
 Shapes are those of `bpaccel.core`, given flat: ``w`` holds all matrices (I, O), or (I + 1, O) with a bias, layer by
 layer. Rows of any strides are read where they are.
@@ -87,8 +88,6 @@ from bpaccel.engines.vmath import (
     ratio,
     through_slope,
 )
-
-PATIENCE = 2000  # looks at a word before the processor is offered to others
 
 
 def read(k, plan, first, stop, a, stay, g):

@@ -14,20 +14,21 @@ import inspect
 from dataclasses import dataclass
 from types import FunctionType
 
-import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import NativeValue, intrinsic, models, register_model, typeof_impl, unbox
 
 # a * b + c may be one instruction, and -0 may be 0; infinities and nan keep their meaning, sums their order.
 FLAGS = ("contract", "nsz")
 FLOATS = {"float32": (types.float32, ir.FloatType(), 32), "float64": (types.float64, ir.DoubleType(), 64)}
 I32, I64 = ir.IntType(32), ir.IntType(64)
-# Whether code is made for registers of 64 bytes: on this processor, if NUMBA_CPU_FEATURES says nothing else.
+# What the processor knows that code is made for: this one, if Numba's environment says nothing else.
 FEATURES = numba.config.CPU_FEATURES
 if FEATURES is None:
-    FEATURES = llvmlite.binding.get_host_cpu_features().flatten()
+    FEATURES = get_host_cpu_features()
+PROCESSOR = f"{numba.config.CPU_NAME} {FEATURES}"
 WIDE_REGISTERS = "+avx512f" in FEATURES.split(",")
 REGISTER_BYTES = 64 if WIDE_REGISTERS else 32
 TURNED_ROWS = REGISTER_BYTES // 4  # rows of a tile that is turned: in float64, of two tiles

@@ -14,7 +14,8 @@ STRETCH_BYTES, LEAST_BYTES, MOST_ROWS = 32 * 2**10, 1024, 1024
 # From so many inputs on, a layer's updates are summed by units. Below, to turn its deltas costs more than it saves, and
 # the same if more than a quarter of the lanes held nothing (measured for 12 to 128 inputs and 16 to 50 units).
 INPUTS_BY_UNITS = 16
-# From so many inputs on, weights are put together in tiles (1024-1024-10: a step took 0.9 times as long).
+# From so many inputs on, weights of a layer that is summed by units are put together in tiles, in runs with steps of
+# some hundred rows (1024-1024-10: a step took 0.9 times as long).
 PACKED_INPUTS = 64
 
 

@@ -23,7 +23,7 @@ from bpaccel.engines import plan as words
 from bpaccel.engines.layout import layout
 from bpaccel.solvers import Adam, AdamW, GradientDescent, Momentum, Nesterov, RMSprop
 
-# Rows of a block: the unit of the order of sums, and what a thread takes at once. Few enough that 10,000 rows occupy
+# Rows of a block: the unit of the order of sums, and what threads share. Few enough that 10,000 rows occupy
 # two threads evenly, enough that a block takes some microseconds.
 BLOCK_ROWS = 1024
 # Sums of blocks that are kept until they are added up; but those of four blocks a thread in any case.
@@ -35,8 +35,8 @@ READ_BLOCKS = 64
 # rows that is 1.5 times as fast, on many 1.1 times.
 UNROLLED_WEIGHTS = 32
 # Bytes that lanes fill, where a pass over the rows is a straight line of instructions, and where it is a loop over
-# units, four at a time: two registers then, for eight sums are what the sixteen of AVX2 can hold beside what they are
-# made of (28-32-1 in float32 took 1.6 times as long with four registers). So few rows in all take few lanes.
+# units: two registers then, of which several sums are kept at once (see `products.TILE`). So few rows in all take few
+# lanes.
 LESSON_BYTES = 128
 LOOP_BYTES = 2 * lanes.REGISTER_BYTES
 FEW_ROWS = 8
@@ -61,11 +61,12 @@ log = logging.getLogger("bpaccel")
 
 
 # Numba's cache looks at the date of one file only, and knows nothing of what that file calls: so the sources, and the
-# version that compiles them, are part of the type of each kernel's first argument.
+# version that compiles them, are part of the type of each kernel's first argument. So is the processor, on which the
+# size of lanes and tiles depends.
 def _fingerprint():
     modules = lanes, memory, vmath, unrolled, words, products, fused, steps
     text = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
-    return hashlib.sha256(text + numba.__version__.encode()).hexdigest()[:16]
+    return hashlib.sha256(text + f"{numba.__version__} {lanes.PROCESSOR}".encode()).hexdigest()[:16]
 
 
 SOURCE = _fingerprint()
@@ -250,7 +251,7 @@ class Numba(Engine):
 
     def _helpers(self):
         """The pool of threads of this process: a forked child has none of its parent's."""
-        if self._owner != os.getpid():
+        if self._owner != os.getpid() or self._pool is None:
             self._pool, self._owner = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="bpaccel"), os.getpid()
         return self._pool
 
@@ -307,7 +308,7 @@ class _Job:
         plan[[words.SOLVER, words.THREADS, words.ONWARD]] = solver_code, self.threads, len(rates) == 1
 
         # A helper may come when the run is over, and still looks at the control block: its arguments hold the memory.
-        def drive(helper, memory):
+        def drive(helper, kept):
             scratch = e._lend(e._layout.numbers * e._dtype.itemsize)
             _drive()(None, address(plan), helper, address(scratch))
             e._take_back(scratch)

@@ -5,8 +5,8 @@ it runs along what is summed over; each step loads lanes once for all units, and
 backward and update are the same sums of other things: lanes times numbers.
 
 The layout of a tile follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM
-Transactions on Mathematical Software 34 (3), 2008. Nothing is packed: the lanes lie together as the fused pass keeps
-them.
+Transactions on Mathematical Software 34 (3), 2008. Lanes lie together as the fused pass keeps them; numbers may be put
+together, by `pack_tiles`.
 """
 
 import numba
@@ -31,8 +31,8 @@ def products(k, out, at, step, units, l, l_at, l_step, length, w, w_at, w_step, 
 
     The ``length`` numbers of ``out[u]``, whole lanes of them, begin at ``at + u * step``, those of ``l[c]`` at
     ``l_at + c * l_step``; the number is at ``w_at + c * w_step + u * w_unit``, or those of a tile are together, as
-    `pack` leaves them, ``w_tile`` from tile to tile. ``how`` is SET, ADD (the sums go on from what ``out`` holds) or
-    MULTIPLY (what it holds is multiplied by them).
+    `pack_tiles` leaves them, ``w_tile`` from tile to tile. ``how`` is SET, ADD (the sums go on from what ``out`` holds)
+    or MULTIPLY (what it holds is multiplied by them).
     """
     size = tile_units(units)
     parts = 1 if how == MULTIPLY else (count + NEAR - 1) // NEAR
@@ -57,7 +57,8 @@ def pack_tiles(k, w, w_at, count, units, out):
     size = tile_units(units)
     for u in range(0, units, size):
         for c in range(count):
-            store(k, out, (u // size * count + c) * TILE, load(k, w, w_at + c * units + u))
+            for q in range(0, size, lane_count(k)):
+                store(k, out, (u // size * count + c) * TILE + q, load(k, w, w_at + c * units + u + q))
 
 
 @numba.njit

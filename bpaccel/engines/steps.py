@@ -209,6 +209,9 @@ def drive(k, plan, helper, a):
                 call(word(plan, PACK), (plan,))
             release(shared, FROM, acquire(shared, LIMIT))
             release(shared, STOP, word(starts, now))
+            if word(starts, now) == word(stops, now) and not onto:  # no rows, whose sums would take the place of these
+                for q in range(word(plan, COUNT) + TOTALS):
+                    set_real(word(plan, SUMS), q, 0.0)
         ticket, limit = acquire(shared, NEXT), acquire(shared, LIMIT)
         if ticket < limit:
             some = max(1, min(MOST_BLOCKS, (limit - ticket) // word(plan, THREADS)))
