@@ -188,10 +188,12 @@ def _memory(memory, name, out):
 
     lines = [[peer, *(cell(peer, n) for n in counts)] for peer in names]
     series = {peer: (counts, [taken[peer, n] for n in counts]) for peer in names}
+    lines = ["### Memory", "", "MiB at most beside X and y, 3-4-1 in float32, each in a process of its own.", "",
+             *_table(("peer", *(f"{n:,} rows" for n in counts)), lines), ""]  # fmt: skip
+    if not any(taken.values()):  # of so few rows that none took a page: nothing to draw on a logarithmic scale
+        return lines
     plots.scaling(out / f"{name}-memory.png", series, title="3-4-1, float32: memory beside X and y", ylabel="MiB")
-    return ["### Memory", "", "MiB at most beside X and y, 3-4-1 in float32, each in a process of its own.", "",
-            *_table(("peer", *(f"{n:,} rows" for n in counts)), lines), "",
-            f"![memory over rows]({name}-memory.png)", ""]  # fmt: skip
+    return [*lines, f"![memory over rows]({name}-memory.png)", ""]
 
 
 def _growth(growth, name, out):

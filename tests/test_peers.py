@@ -107,7 +107,7 @@ def test_memory_is_what_a_training_takes_beside_its_rows():
 @linux
 def test_the_whole_comparison_at_small_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "PLAN", {(3, 1): (64,), XOR: (4, 400)})
-    monkeypatch.setattr(compare, "MEMORY_ROWS", (1_000,))
+    monkeypatch.setattr(compare, "MEMORY_ROWS", (1_000, 100_000))
     monkeypatch.setattr(compare, "GROWTH_ROWS", (1_000, 20_000))
     monkeypatch.setattr(compare, "SAMPLES", 1)
     path, folder = tmp_path / "peers.json", tmp_path / "rows"
