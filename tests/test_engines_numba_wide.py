@@ -16,7 +16,7 @@ from bpaccel.backends import backend
 from bpaccel.data import Rows
 from bpaccel.engines import Batches, Engine, lanes, products
 from bpaccel.engines.layout import layout
-from bpaccel.engines.numba import BLOCK_ROWS, LOOP_BYTES, PACKED_ROWS, Numba, address, aligned, kernel
+from bpaccel.engines.numba import BLOCK_ROWS, LOOP_BYTES, PACKED_ROWS, SOURCE, Numba, address, aligned, kernel
 
 NUMPY = backend("numpy")
 # More inputs than are summed over at once; units that leave lanes empty; layers by units, by rows, and both.
@@ -161,8 +161,11 @@ def packed(w, count):
 def test_code_for_registers_of_32_bytes_is_right_too():
     code = """
 from bpaccel import testing
+import sys
 from bpaccel.engines import lanes
+from bpaccel.engines.numba import SOURCE
 assert lanes.REGISTER_BYTES == 32
+assert SOURCE != sys.argv[1]  # kernels for two processors share no list in Numba's cache
 for dtype in ("float32", "float64"):
     for sizes in ((300, 60, 52, 2), (20, 5, 64, 40)):
         names = ("tanh",) * (len(sizes) - 2) + ("sigmoid",)
@@ -173,4 +176,4 @@ for dtype in ("float32", "float64"):
         "+64bit,+avx,+avx2,+bmi,+bmi2,+cx16,+f16c,+fma,+fxsr,+popcnt,+sse,+sse2,+sse3,+sse4.1,+sse4.2,+ssse3,+xsave"
     )
     environment = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": features}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code, SOURCE], env=environment, check=True, timeout=300)
