@@ -4,7 +4,7 @@
     python benchmarks/report.py build/peers.json --out build
 
 For networks and numbers of rows it times all that `peers.PEERS` names, measures the memory that each takes, what the
-machine can do at best, and how time and memory of the engine numba grow up to 10^8 rows in a file. A peer that is
+machine can do at best, and how time and memory of the engine fused grow up to 10^8 rows in a file. A peer that is
 missing, refuses or is wrong stays in the figures, with the reason.
 """
 
@@ -107,12 +107,12 @@ def tutorial(names, dtype):
     X, y = work.rows(4, dtype)
     for name in names:
         kind = PEERS[name]
-        if kind.differs or (name.startswith("bpaccel") and name != "bpaccel numba"):
+        if kind.differs or (name.startswith("bpaccel") and name != "bpaccel fused"):
             continue
         reason = kind.refuses(XOR, dtype)
         if reason is None:
             try:
-                run = partial(_ours, work, X, y) if name == "bpaccel numba" else partial(_theirs, kind(work, X, y))
+                run = partial(_ours, work, X, y) if name == "bpaccel fused" else partial(_theirs, kind(work, X, y))
                 reason = _too_slow_or_wrong(work, run)
             except Exception as error:  # as in `times`
                 reason = _sentence(error)
@@ -135,7 +135,7 @@ def tutorial(names, dtype):
 def _ours(work, X, y, steps):
     """What a user calls, with all that it does beside the engine; returns the weights."""
     net = bp.Network(XOR, seed=1, dtype=X.dtype.name)
-    net.train(X, y, steps=steps, learning_rate=work.rate, engine="numba")
+    net.train(X, y, steps=steps, learning_rate=work.rate, engine="fused")
     return net.weights
 
 
@@ -163,7 +163,7 @@ def _too_slow_or_wrong(work, run):
 def extra_memory(name, layer_sizes, rows, dtype):
     """Bytes that a training takes at most beside X and y, in this process: run it in a fresh one."""
     work = workload(layer_sizes)
-    table = work.rows(max(len(work.X), 64), dtype)  # for a few rows ours compiles other kernels than for many
+    table = work.rows(max(len(work.X), 64), dtype)  # for a few rows ours takes another kernel than for many
     warm = PEERS[name](work, *table)  # what importing and compiling take is no training's
     warm.advance(1)
     warm.wait()
@@ -177,15 +177,15 @@ def extra_memory(name, layer_sizes, rows, dtype):
 
 
 def grown(rows, folder):
-    """Time a step and extra memory of the engine numba, 3-4-1 in float32, on rows in a file: in a fresh process."""
+    """Time a step and extra memory of the engine fused, 3-4-1 in float32, on rows in a file: in a fresh process."""
     X, y = (np.load(Path(folder) / f"{part}.npy", mmap_mode="r")[:rows] for part in "Xy")
     work = workload(XOR)
-    PEERS["bpaccel numba"](work, *work.rows(64, "float32")).advance(1)
+    PEERS["bpaccel fused"](work, *work.rows(64, "float32")).advance(1)
     for part in (X, y):
         part.max()  # into the page cache, where the next passes find it if it is large enough
     before = _status("VmRSS") - _status("RssFile")
     _forget_peak()
-    training = PEERS["bpaccel numba"](work, X, y)
+    training = PEERS["bpaccel fused"](work, X, y)
     shared = all(np.shares_memory(a, b) for a, b in zip((X, y), training.rows.arrays))
     timer = bench.Timer(training)
     taken = [timer.sample() for _ in range(SAMPLES if timer.seconds < 1 else LEAST)]
@@ -254,7 +254,7 @@ def measure(names, plan, memory_rows, growth_rows, folder, say):
                 {"peer": name, "rows": n, "dtype": "float32", "extra_bytes": b} for n, b in zip(memory_rows, taken)
             ]
             say(f"{name}, extra MiB: {', '.join(f'{b / 2**20:.1f}' for b in taken)}")
-    if growth_rows and PEERS["bpaccel numba"].refuses(XOR, "float32") is None:
+    if growth_rows and PEERS["bpaccel fused"].refuses(XOR, "float32") is None:
         with rows_in_files(max(growth_rows), folder) as place:
             for rows in growth_rows:
                 growth.append(apart(grown, rows, place))

@@ -1,16 +1,22 @@
 """What this machine can do at best: its rate of logistics, and its memory's bandwidth, with all threads."""
 
 import ctypes
+import functools
+import shutil
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
-import numba
 import numpy as np
 
-from bpaccel.engines import lanes, memory, thread_count, vmath
+from bpaccel.engines import thread_count
+from bpaccel.engines.cpu.library import library
+from bpaccel.native import build
 
 CACHED = 2048  # numbers that stay in the first cache
-LANES = {"float32": 32, "float64": 16}
 READ_BYTES = 2**29  # far more than the last cache holds
 SECONDS = 0.1  # of a sample
 
@@ -22,10 +28,17 @@ def measure(dtype, samples=7):
     -------
     dict
         ``logistic_seconds`` an element, ``bytes_a_second`` read.
+
+    Raises
+    ------
+    bpaccel.engines.cpu.library.Missing
+        If this processor has no kernels.
+    bpaccel.native.build.BuildError
+        If there is no compiler.
     """
-    logistic, read = _logistic(dtype), _reader()
     table = np.ones(READ_BYTES // 8)
-    parts = np.array_split(table, thread_count())
+    cuts = np.linspace(0, table.size // 64, thread_count() + 1).astype(int) * 64
+    parts = [table[first:stop] for first, stop in pairwise(cuts)]
     with ThreadPoolExecutor(len(parts)) as pool:
 
         def seconds(function, arguments):
@@ -33,7 +46,7 @@ def measure(dtype, samples=7):
             list(pool.map(function, arguments))
             return time.perf_counter() - began
 
-        own = [_aligned(np.linspace(-8.0, 8.0, CACHED).astype(dtype)) for _ in parts]
+        own = [aligned(np.linspace(-8.0, 8.0, CACHED).astype(dtype)) for _ in parts]
         logistic(own[0], 1)
         took = seconds(lambda x: logistic(x, 1000), own) / 1000
         passes = max(1, round(SECONDS / took))
@@ -52,38 +65,35 @@ def seconds_a_row(floor, layer_sizes, dtype):
     return max(logistics, size / floor["bytes_a_second"])
 
 
-def _logistic(dtype):
-    count = LANES[dtype]
-    sigmoid = lanes.lane_function(lambda spec, value: vmath.sigmoid(value))
-
-    def run(k, a, n, passes):
-        for _ in range(passes):
-            for r in range(0, n, count):
-                memory.store(k, a, r, sigmoid(k, memory.load(k, a, r)))
-
-    signature = numba.types.void(lanes.KindType(lanes.Kind(dtype, count)), *[numba.int64] * 3)
-    compiled = numba.cfunc(signature, error_model="numpy")(run)
-    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 3)(compiled.address)  # gives the GIL back
-
-    def logistic(x, passes):
-        call(None, x.ctypes.data, x.size, passes)
-
-    logistic.keep = compiled
-    return logistic
+def logistic(x, passes):
+    """The kernels' logistic of all numbers of an array, in place, some times; they are a multiple of 32."""
+    getattr(_compiled(), f"logistic_{x.dtype.name}")(_address(x), ctypes.c_int64(x.size), ctypes.c_int64(passes))
 
 
-def _reader():
-    @numba.njit(nogil=True, fastmath=True)
-    def read(x):
-        total = 0.0
-        for value in x:
-            total += value
-        return total
-
-    return read
+def read(x):
+    """The sum of an array of float64; its numbers are a multiple of 64."""
+    return _compiled().sum(_address(x), ctypes.c_int64(x.size))
 
 
-def _aligned(x, line=64):
+@functools.cache
+def _compiled():
+    """The functions of floor.cpp, for the level of this process; a call of them gives the GIL back."""
+    compiler, target = build.find_compiler(), build.TARGETS[build.host()]
+    level = next(known for known in target.libraries if known.name == library().level)
+    with tempfile.TemporaryDirectory(prefix="bpaccel-", ignore_cleanup_errors=True) as folder:
+        build.copy_sources(folder)
+        shutil.copy(Path(__file__).with_suffix(".cpp"), folder)
+        loaded = ctypes.CDLL(compiler.compile(target, replace(level, name="floor"), folder, "floor.cpp"))
+    loaded.sum.restype = ctypes.c_double
+    return loaded
+
+
+def _address(x):
+    return x.ctypes.data_as(ctypes.c_void_p)
+
+
+def aligned(x, line=64):
+    """A copy of an array that begins on a line of the cache."""
     memory = np.empty(x.nbytes + line, np.uint8)
     skip = -memory.ctypes.data % line
     place = memory[skip : skip + x.nbytes].view(x.dtype)

@@ -1,4 +1,4 @@
-"""Instructions a row of the fused pass of 3-4-1, counted in the assembly that Numba made for this processor.
+"""Instructions a row of the fused pass of 3-4-1, counted in the assembly of its kernels for x86-64.
 
     python benchmarks/instructions.py
 
@@ -6,26 +6,51 @@ Each loop is a pass over the rows of a stretch: forward through each layer, then
 into the stretch, which comes before, there is a loop for each way that rows can lie, and it is not counted.
 """
 
-import dataclasses
 import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-import numba
-from numba import types
-
-from bpaccel.engines import fused, lanes
-from bpaccel.engines.numba import LESSON_BYTES
+from bpaccel.native import build
 
 PASSES = ("forward, hidden layer", "forward, output", "back, output", "back, hidden layer")
-HEADERS = ("dtype", "pass", "instructions", "of vectors", "divisions", "loads and stores", "rows", "a row")
+HEADERS = ("level", "dtype", "pass", "instructions", "of vectors", "divisions", "loads and stores", "rows", "a row")
+LEVELS = (build.V4, build.V3)
+# Rows at a time, forward and back: see written.hpp.
+ROWS = {"float32": (32, 16), "float64": (16, 8)}
+SOURCE = """
+#include "rows.hpp"
+#include "written.hpp"
+using namespace bp;
+typedef activation::sigmoid S;
+template <class T>
+using Pass = Written<T, 128 / sizeof(T), lanes<T>, Network<S, S, loss::squared_error, false, 3, 4, 1>>;
+extern "C" void learn(const Plan<REAL>& plan, const Stretch& stretch, REAL* memory, double* sums) {
+    Pass<REAL>::learn(plan, stretch, memory, sums);
+}
+"""
 
 
-def assembly(dtype, count):
-    """The text that the lesson of 3-4-1 is compiled to, for ``count`` rows at a time."""
-    kind = lanes.Kind(dtype, count, "sigmoid", "squared_error", ("sigmoid", "sigmoid"), (3, 4, 1), False)
-    signature = types.void(lanes.KindType(dataclasses.replace(kind)), *[types.int64] * 7)
-    compiled = numba.cfunc(signature, error_model="numpy")(fused.learn_unrolled)
-    return compiled._library.get_asm_str()
+def assembly(level, dtype):
+    """The text that the pass of 3-4-1 is compiled to for a `build.Library` of Linux on x86-64.
+
+    Raises
+    ------
+    bpaccel.native.build.BuildError
+        If the package ziglang is not installed.
+    """
+    name = "linux-x86_64"
+    compiler, target = build.find_compiler(name), build.TARGETS[name]
+    flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-s")]
+    command = [*compiler.command, *flags, *build.ZIG_FLAGS, "-fPIC", "-target", target.zig, *level.zig]
+    real = {"float32": "float", "float64": "double"}[dtype]
+    with tempfile.TemporaryDirectory(prefix="bpaccel-", ignore_cleanup_errors=True) as folder:
+        build.copy_sources(folder)
+        Path(folder, "pass.cpp").write_text(SOURCE)
+        command += [f"-DREAL={real}", "-Wno-unused-command-line-argument", "-S", "pass.cpp", "-o", "pass.s"]
+        subprocess.run(command, cwd=folder, check=True)
+        return Path(folder, "pass.s").read_text()
 
 
 def loops(text):
@@ -44,30 +69,29 @@ def loops(text):
     return [instructions[first:end] for first, end in inner]
 
 
-def rows():
+def table():
     """The table: lists of str."""
-    table = []
-    for dtype, width in (("float32", 4), ("float64", 8)):
-        count, total = LESSON_BYTES // width, 0.0
-        for name, body in zip(PASSES, loops(assembly(dtype, count)), strict=True):
-            taken = count // 2 if name.startswith("back") else count  # a pass back takes half as many: see unrolled.py
-            total += len(body) / taken
-            vectors, memory = (sum(bool(re.search(what, line)) for line in body) for what in ("[xyz]mm", r"\("))
-            divisions = sum(line.startswith("vdiv") for line in body)
-            table.append([dtype, name, *map(str, (len(body), vectors, divisions, memory, taken)),
-                          f"{len(body) / taken:.1f}"])  # fmt: skip
-        table.append([dtype, "all", "", "", "", "", "", f"{total:.1f}"])
-    return table
+    lines = []
+    for level in LEVELS:
+        for dtype, (forward, back) in ROWS.items():
+            total = 0.0
+            for name, body in zip(PASSES, loops(assembly(level, dtype)), strict=True):
+                taken = back if name.startswith("back") else forward
+                total += len(body) / taken
+                vectors, memory = (sum(bool(re.search(what, line)) for line in body) for what in ("[xyz]mm", r"\("))
+                divisions = sum(line.startswith("vdiv") for line in body)
+                lines.append([level.name, dtype, name, *map(str, (len(body), vectors, divisions, memory, taken)),
+                              f"{len(body) / taken:.1f}"])  # fmt: skip
+            lines.append([level.name, dtype, "all", "", "", "", "", "", f"{total:.1f}"])
+    return lines
 
 
 def main():
-    import llvmlite.binding
-
-    print(f"{llvmlite.binding.get_host_cpu_name()}, numba {numba.__version__}, bpaccel's lanes of {LESSON_BYTES} bytes")
+    print(f"x86-64, {build.ZIGLANG}")
     print("| " + " | ".join(HEADERS) + " |")
-    print("| :-- | :-- |" + " --: |" * (len(HEADERS) - 2))
-    for row in rows():
-        print("| " + " | ".join(row) + " |")
+    print("| :-- | :-- | :-- |" + " --: |" * (len(HEADERS) - 3))
+    for line in table():
+        print("| " + " | ".join(line) + " |")
     return 0
 
 

@@ -17,6 +17,7 @@ import warnings
 import numpy as np
 
 from bpaccel.bench.workloads import Case, Ours, Tutorial
+from bpaccel.engines.cpu.library import why_not
 
 
 class Peer:
@@ -318,16 +319,14 @@ class OurTraining(Ours):
         return [self.backend.to_numpy(W) for W in self.weights]
 
 
-class OurNumba(OurTraining):
-    """bpaccel's engine numba."""
+class OurFused(OurTraining):
+    """bpaccel's engine fused: the compiled kernels."""
 
-    needs, engine_name = "numba", "numba"
+    engine_name = "fused"
 
-
-class OurBlas(OurTraining):
-    """bpaccel's engine blas: NumPy's BLAS, with compiled passes between."""
-
-    needs, engine_name = "numba", "blas"
+    @classmethod
+    def refuses(cls, layer_sizes, dtype):
+        return super().refuses(layer_sizes, dtype) or why_not()
 
 
 class OurBlocked(OurTraining):
@@ -337,8 +336,7 @@ class OurBlocked(OurTraining):
 
 
 PEERS = {
-    "bpaccel numba": OurNumba,
-    "bpaccel blas": OurBlas,
+    "bpaccel fused": OurFused,
     "bpaccel blocked": OurBlocked,
     "tutorial NumPy": TutorialPeer,
     "torch eager": TorchEager,

@@ -40,7 +40,9 @@ def read(path):
 def of_bench(content, name, out):
     """Table and picture of `bpaccel bench`: lines of Markdown."""
     headers, rows, notes = view.table(content)
-    lines = [*_machine(content["machine"], content["date"]), *_table(headers, rows), ""]
+    lines = machine_lines(content["machine"], content["date"])
+    lines += [line for sentence in view.legend(content) for line in (sentence, "")]
+    lines += [*table_lines(headers, rows), ""]
     lines += [line for note in notes for line in (note, "")]
     series = view.series(content)
     if series:
@@ -51,7 +53,7 @@ def of_bench(content, name, out):
 
 def of_suite(content, name, out):
     """Tables and pictures of the pytest-benchmark suites, one for each operation: lines of Markdown."""
-    lines = _machine(content["machine_info"], content["datetime"][:19])
+    lines = machine_lines(content["machine_info"], content["datetime"][:19])
     headers = ("backend", "engine", "dtype", "rows", "us", "min", "max", "ns/row", "rounds")
     for operation in dict.fromkeys(b["extra_info"]["operation"] for b in content["benchmarks"]):
         rows, series = [], {}
@@ -68,13 +70,13 @@ def of_suite(content, name, out):
             ys.append(nanoseconds)
         picture = f"{name}-{operation}.png"
         plots.scaling(out / picture, series, title=f"{operation}: time a row, median", ylabel="ns a row")
-        lines += [f"### {operation}", "", *_table(headers, rows), "", f"![time a row over rows]({picture})", ""]
+        lines += [f"### {operation}", "", *table_lines(headers, rows), "", f"![time a row over rows]({picture})", ""]
     return lines
 
 
 def of_peers(content, name, out):
     """Tables and pictures of `benchmarks/compare.py`: lines of Markdown."""
-    lines = _machine(content["machine"], content["date"])
+    lines = machine_lines(content["machine"], content["date"])
     lines += [f"* floor, {dtype}: {1e9 * limits['logistic_seconds']:.2f} ns a logistic, "
               f"{1e-9 * limits['bytes_a_second']:.1f} GB/s read, all threads"
               for dtype, limits in content["floor"].items()]  # fmt: skip
@@ -142,7 +144,7 @@ def _peer_times(results):
         shares.append(f"{100 * ours[n]['share_of_floor']:.1f}%" if n in ours else "-")
     lines += [over, best, shares]
     headers = ("peer", *(f"{n:,} rows" for n in counts))
-    return _table(headers, lines), [f"[{k}] {note}." for k, note in enumerate(notes, 1)], series
+    return table_lines(headers, lines), [f"[{k}] {note}." for k, note in enumerate(notes, 1)], series
 
 
 def _ours(result):
@@ -159,19 +161,20 @@ def _best_of_ours(results):
 def _tutorial(whole):
     """The tutorial's whole training: lines of Markdown."""
     medians = {(r["peer"], r["dtype"]): r["step_seconds"]["median"] for r in whole if not r["refused"]}
+    of_ours = {dtype: median for (peer, dtype), median in medians.items() if peer.startswith("bpaccel")}
     lines = []
     for r in whole:
         if r["refused"]:
             lines.append([r["peer"], r["dtype"], r["refused"], "-"])
             continue
-        ours, theirs = medians.get(("bpaccel numba", r["dtype"])), medians[r["peer"], r["dtype"]]
+        ours, theirs = of_ours.get(r["dtype"]), medians[r["peer"], r["dtype"]]
         text = f"{view.digits(1e6 * theirs)} ({100 * r['step_seconds']['spread']:.0f}%)"
         lines.append([r["peer"], r["dtype"], text, view.digits(theirs / ours) if ours else "-"])
     if not whole:
         return []
     said = (f"{whole[0]['steps']:,} steps on 4 rows, 3-4-1, from the first weights to the last, in turns; ours through "
             "`Network.train`, its history included.")  # fmt: skip
-    table = _table(("peer", "dtype", "us a step", "over ours"), lines)
+    table = table_lines(("peer", "dtype", "us a step", "over ours"), lines)
     return ["### The tutorial's training", "", said, "", *table, ""]
 
 
@@ -189,7 +192,7 @@ def _memory(memory, name, out):
     lines = [[peer, *(cell(peer, n) for n in counts)] for peer in names]
     series = {peer: (counts, [taken[peer, n] for n in counts]) for peer in names}
     lines = ["### Memory", "", "MiB at most beside X and y, 3-4-1 in float32, each in a process of its own.", "",
-             *_table(("peer", *(f"{n:,} rows" for n in counts)), lines), ""]  # fmt: skip
+             *table_lines(("peer", *(f"{n:,} rows" for n in counts)), lines), ""]  # fmt: skip
     if not any(taken.values()):  # of so few rows that none took a page: nothing to draw on a logarithmic scale
         return lines
     plots.scaling(out / f"{name}-memory.png", series, title="3-4-1, float32: memory beside X and y", ylabel="MiB")
@@ -207,18 +210,19 @@ def _growth(growth, name, out):
              for n, t, m, g in zip(rows, nanoseconds, mebibytes, growth)]  # fmt: skip
     series = {"ns a row": (rows, nanoseconds), "MiB extra": (rows, mebibytes)}
     plots.scaling(
-        out / f"{name}-growth.png", series, title="Engine numba, 3-4-1, float32, rows in a file", ylabel="ns a row; MiB"
+        out / f"{name}-growth.png", series, title="bpaccel, 3-4-1, float32, rows in a file", ylabel="ns a row; MiB"
     )
-    return ["### Growth", "", "Engine numba, 3-4-1 in float32, on a memory map of a file, in the page cache as far as "
-            "that reaches; each in a process of its own.", "",
-            *_table(("rows", "ns a row", "MiB extra", "read in place"), lines), "",
+    return ["### Growth", "", "The compiled engine, 3-4-1 in float32, on a memory map of a file, in the page cache as "
+            "far as that reaches; each in a process of its own.", "",
+            *table_lines(("rows", "ns a row", "MiB extra", "read in place"), lines), "",
             f"![time a row and memory over rows]({name}-growth.png)", ""]  # fmt: skip
 
 
 OF = {bench.KIND: of_bench, "suite": of_suite, "bpaccel peers": of_peers}
 
 
-def _machine(described, date):
+def machine_lines(described, date):
+    """When and where figures were measured: lines of Markdown."""
     return [
         f"Measured {date}:",
         "",
@@ -227,8 +231,9 @@ def _machine(described, date):
     ]
 
 
-def _table(headers, rows):
-    left = ("backend", "engine", "dtype", "peer")
+def table_lines(headers, rows):
+    """A table: lines of Markdown."""
+    left = ("work", "backend", "engine", "dtype", "peer")
     line = "| " + " | ".join(":--" if header in left else "--:" for header in headers) + " |"
     return ["| " + " | ".join(headers) + " |", line, *("| " + " | ".join(row) + " |" for row in rows)]
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from report import _machine, _table
+from report import machine_lines, table_lines
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
@@ -255,7 +255,7 @@ def markdown(content):
     note = ("Milliseconds, medians; ratios are medians of the rounds' own, above 1 where we are faster; the fastest in "
             "bold. The engine is the one that `auto` chose.")  # fmt: skip
     wrong = [f"* Not timed: {message}" for message in content["wrong"]]
-    return [*_machine(content["machine"], content["date"]), *_table(HEADERS, rows), "", note, "", *wrong]
+    return [*machine_lines(content["machine"], content["date"]), *table_lines(HEADERS, rows), "", note, "", *wrong]
 
 
 def main(arguments=None):

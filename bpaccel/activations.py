@@ -24,11 +24,16 @@ class Activation:
     slope : callable or None
         ``(a, xp) -> da/dz``, from the outputs; None where no element-wise slope exists (softmax), so that the
         activation can only stand at the output, with a loss that cancels it.
+    tuned, tuned_slope : str or None
+        Functions of native/formulas.hpp that compiled engines take instead of `function` and `slope`: the same within
+        a few units in the last place, in fewer instructions.
     """
 
     name: str
     function: Callable[[Array, Any], Array]
     slope: Callable[[Array, Any], Array] | None
+    tuned: str | None = None
+    tuned_slope: str | None = None
 
     def __reduce__(self):  # rows of ours are pickled by name: their functions have none
         return (get, (self.name,)) if ACTIVATIONS.get(self.name) is self else super().__reduce__()
@@ -53,7 +58,7 @@ def _softplus(z, xp):
 ACTIVATIONS = {
     row.name: row
     for row in (
-        Activation("sigmoid", _sigmoid, lambda a, xp: a * (1.0 - a)),
+        Activation("sigmoid", _sigmoid, lambda a, xp: a * (1.0 - a), "logistic_of_powers", "logistic_slope"),
         Activation("tanh", lambda z, xp: xp.tanh(z), lambda a, xp: 1.0 - a * a),
         Activation("relu", lambda z, xp: xp.maximum(z, 0.0), lambda a, xp: xp.where(a > 0, xp.ones_like(a), 0.0)),
         Activation("identity", lambda z, xp: z, lambda a, xp: xp.ones_like(a)),
@@ -66,6 +71,13 @@ ACTIVATIONS = {
         Activation("exp", lambda z, xp: xp.exp(z), lambda a, xp: a),
     )
 }  # fmt: skip
+
+_SHIPPED = frozenset(ACTIVATIONS.values())
+
+
+def shipped(row):
+    """Whether a row stands in this file, so that compiled kernels were built with it: the row, not its name."""
+    return row in _SHIPPED
 
 
 def get(activation):

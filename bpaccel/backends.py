@@ -135,7 +135,7 @@ def dtype_name(x):
     return str(x.dtype).rpartition(".")[2]
 
 
-def backends():
+def available_backends():
     """What each library's state is here: ``{"numpy": "usable", "cupy": "installed, but no usable ..."}``."""
     return {name: why_not(name) or "usable" for name in LIBRARIES}
 

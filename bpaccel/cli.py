@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bpaccel
-from bpaccel.backends import backend, backends
+from bpaccel.backends import available_backends, backend
 from bpaccel.engines import thread_count
 from bpaccel.engines.choice import ENGINES, find
 from bpaccel.files import check_place
@@ -56,7 +56,7 @@ def info():
     """Versions, backends with the reason why not, devices, engines, BLAS, threads."""
     _say(f"bpaccel {bpaccel.__version__}, Python {platform.python_version()}, {platform.platform()}")
     table = Table("backend", "version", "state", "devices", title="Backends", title_justify="left")
-    for name, state in backends().items():
+    for name, state in available_backends().items():
         version = getattr(sys.modules.get(LIBRARIES[name].package), "__version__", "")
         devices = ", ".join(LIBRARIES[name].devices(backend(name).xp)) if state == "usable" else ""
         table.add_row(name, version, state, devices)
@@ -68,16 +68,30 @@ def info():
         except ImportError as error:
             table.add_row(name, f"not usable: {error}")
     console.print(table)
+    _say(f"kernels: {_kernels()}")
     _say(f"threads: {thread_count()}")
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
-        _say("BLAS: unknown, threadpoolctl is not installed: pip install 'bpaccel[numba]'")
+        _say("BLAS: unknown, threadpoolctl is not installed: pip install 'bpaccel[threads]'")
     else:
         for pool in threadpool_info():
             kernel = f", {pool['architecture']} kernels" if "architecture" in pool else ""
             version = f" {pool['version']}" if pool["version"] else ""
             _say(f"{pool['user_api']}: {pool['internal_api']}{version}{kernel}, {pool['num_threads']} threads")
+
+
+def _kernels():
+    """Which kernels the engine fused has here, or why it has none."""
+    from bpaccel.engines.cpu import library
+
+    try:
+        level = library.library().level
+    except library.Missing as error:
+        return f"none: {error}"
+    others = [f"{other} ({library.LEVELS[other]})" for other in library.processor_levels() if other != level]
+    more = f"; this processor runs {' and '.join(others)} too: set BPACCEL_LEVEL" if others else ""
+    return f"level {level} ({library.LEVELS[level]}){more}"
 
 
 @app.command()

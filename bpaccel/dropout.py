@@ -29,6 +29,11 @@ class Dropout:
     rate: float
     seed: int
 
+    @property
+    def silent_below(self):
+        """A unit whose draw, a number of 32 bits, is below this whole number is silent."""
+        return round(self.rate * 2**32)
+
     def speaking(self, units, step, first, n):
         """Which units are not silent: a bool array of shape (n, units), for rows ``first:first + n`` of a step."""
         # Philox is a function of a key and a counter (Salmon et al. 2011): each row has counters of its own, so that
@@ -36,7 +41,7 @@ class Dropout:
         counters = -(-units // DRAWS)
         generator = np.random.Philox(key=[self.seed, step], counter=first * counters)
         draws = generator.random_raw(n * counters * DRAWS // 2).astype("<u8", copy=False).view("<u4")
-        return draws.reshape(n, counters * DRAWS)[:, :units] >= round(self.rate * 2**32)
+        return draws.reshape(n, counters * DRAWS)[:, :units] >= self.silent_below
 
     def activations(self, activations, layer_sizes, backend, dtype, step, first, n):
         """The activations of a network as they are for rows ``first:first + n`` of a step."""

@@ -119,6 +119,16 @@ _CATEGORICAL = Loss(
 )
 
 _made: dict = {}  # one row per name, so that equal names are equal rows
+_SHIPPED = frozenset([*LOSSES.values(), _CATEGORICAL])
+_SHIPPED_FAMILIES = dict(FAMILIES)
+
+
+def shipped(row):
+    """Whether a row stands in this file, or is of a family here, so that compiled kernels were built with it."""
+    family = FAMILIES.get(row.name.partition(":")[0])
+    if family is not None:
+        return family is _SHIPPED_FAMILIES.get(row.name.partition(":")[0]) and row in _made.values()
+    return row in _SHIPPED
 
 
 def get(loss, output="identity"):

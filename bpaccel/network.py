@@ -8,16 +8,15 @@ from itertools import pairwise
 import numpy as np
 
 from bpaccel import activations as _activations
-from bpaccel import core, lbfgs, losses, solvers, storage, training
+from bpaccel import core, lbfgs, losses, solvers, training
 from bpaccel.backends import BackendError, backend_of, resolve
 from bpaccel.backends import backend as _backend_of_name
-from bpaccel.callbacks import ProgressBar
 from bpaccel.checks import functions, not_negative, positive, share, sizes, whole
 from bpaccel.checks import seed as checked_seed
 from bpaccel.data import Rows, check_targets, dense, float_dtype, matrix, numbers, targets
 from bpaccel.dropout import Dropout
 from bpaccel.engines.blocked import feed
-from bpaccel.engines.choice import ENGINES, choose, find, refusal
+from bpaccel.engines.choice import ENGINES, choose, find, refusal, successor
 from bpaccel.history import History, Plan
 from bpaccel.objective import Objective
 
@@ -193,7 +192,11 @@ class Network:
         count = _count(steps, epochs, plan)
         every = whole("record_every", record_every) if record_every is not None else -(-count // 100)
         learning_rate = positive("learning_rate", learning_rate)
-        callbacks = functions("callbacks", callbacks) + ([ProgressBar()] if progress else [])
+        callbacks = functions("callbacks", callbacks)
+        if progress:
+            from bpaccel.callbacks import ProgressBar
+
+            callbacks.append(ProgressBar())
         solver = "lbfgs" if isinstance(solver, str) and solver == "lbfgs" else solvers.get(solver)
         if solver == "lbfgs" and plan.batch_size < rows.n:
             raise ValueError("`batch_size` does not go with solver='lbfgs', which looks at all rows at once.")
@@ -204,9 +207,10 @@ class Network:
         state = _resumed(resume, solver, plan, (self.layer_sizes, self.bias))
         weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
         # A resumed training keeps its engine where it can: the number of further steps must not change the bits.
-        resumed = engine == "auto" and state is not None and resume.engine in ENGINES
-        resumed = resumed and refusal(find(resume.engine), objective, rows, solver) is None
-        engine = resume.engine if resumed else engine
+        before = successor(resume.engine) if resume else ""
+        resumed = engine == "auto" and state is not None and before in ENGINES
+        resumed = resumed and refusal(find(before), objective, rows, solver) is None
+        engine = before if resumed else engine
         runner, reason = choose(
             engine, objective, rows, solver, batch_rows=plan.batch_size, steps=count, threads=threads
         )
@@ -283,6 +287,9 @@ class Network:
 
     def save(self, path):
         """Write the network to a file, which `bpaccel.load` reads; replaces it whole or not at all."""
+        # Imported here, for the modules that files need cost as much as all others, and few trainings are saved.
+        from bpaccel import storage
+
         storage.write(path, *self.to_parts())
 
     def to_parts(self):
@@ -321,7 +328,9 @@ class Network:
                 layer_sizes, activation=header["activation"], loss=header["loss"], bias=bias, init=weights, dtype=dtype
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise storage.ModelFileError(f"the model file contradicts itself: {error}") from error
+            from bpaccel.storage import ModelFileError
+
+            raise ModelFileError(f"the model file contradicts itself: {error}") from error
         return network
 
     def __getstate__(self):

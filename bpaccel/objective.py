@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bpaccel import losses
+from bpaccel import activations, losses
 from bpaccel.activations import ACTIVATIONS, Activation
 from bpaccel.backends import namespace
 from bpaccel.dropout import Dropout
@@ -46,6 +46,11 @@ class Objective:
         """Whether all activations and the loss are rows of our tables, and not functions of a user's own."""
         ours = [ACTIVATIONS.get(f.name) is f for f in self.activations]
         return all(ours) and losses.known(self.loss, self.activations[-1].name)
+
+    @property
+    def shipped(self):
+        """Whether all activations and the loss are rows that this package came with, which its kernels know."""
+        return all(map(activations.shipped, self.activations)) and losses.shipped(self.loss)
 
     def finish(self, weights, sums):
         """The updates of a step, reduced, penalised and clipped, and the penalty (a 0-D array, not yet reduced)."""

@@ -6,6 +6,7 @@ first-order running error analysis, as in Higham, Accuracy and Stability of Nume
 relative to the result would be flaky or blind, because sums cancel.
 """
 
+import copy
 import itertools
 import threading
 from dataclasses import dataclass, replace
@@ -218,7 +219,8 @@ def check_case(engine, case, backend="numpy"):
 
 
 def check_engine(engine, backend="numpy", *, dtypes=None):
-    """The conformance suite: every case, runs that equal their single steps, and, where promised, the same bits.
+    """The conformance suite: every case, runs that equal their single steps, and, where promised, the same bits and
+    one tree of sums.
 
     Parameters
     ----------
@@ -245,6 +247,7 @@ def check_engine(engine, backend="numpy", *, dtypes=None):
         if kind.dropped_block is not None:
             check_dropout(kind, dtype, backend)
         check_same_bits(kind, dtype, backend)
+        check_tree(kind, dtype, backend)
 
 
 def block_rows_of(engine, dtype, backend):
@@ -268,14 +271,10 @@ class ChunkedRows(Rows):
 
     def __init__(self, *arrays, **where):
         super().__init__(*arrays, **where)
-        self._converted_once, self.arrays = self.arrays, None
+        self._in_memory, self.arrays = copy.copy(self), None
 
     def read(self, start, stop, order=None):
-        self.arrays = self._converted_once
-        try:
-            return super().read(start, stop, order)
-        finally:
-            self.arrays = None
+        return Rows.read(self._in_memory, start, stop, order)
 
 
 def _batches(n, size):
@@ -395,6 +394,92 @@ def _check_drift(kind, case, place, count):
                 f"engine {kind.name!r}: the sum of {count} equal blocks of {case.n:,} rows drifts by {off:.3g} eps"
             )
             raise AssertionError(message)
+
+
+def check_tree(engine, dtype="float32", backend="numpy"):
+    """For engines that promise the same bits: the sums of blocks are one binary tree over block numbers.
+
+    The sums of single blocks are added here as `bpaccel.engines.tree` defines it. The sums of many blocks must have the
+    same bytes, and so must those of the two halves of a node, added in float64, and the totals of a run. The rows end
+    with a block and within one; they begin with the first row and within a block; they are in memory and in chunks, in
+    their own order and in another; the threads are 1 to 8. Blocks count differently by many powers of two, so that
+    sums added in another order are rounded to other bytes.
+
+    Raises
+    ------
+    AssertionError
+        At the first sums with other bytes; the message names the blocks.
+    """
+    kind, place = find(engine), _backend_of_name(backend)
+    block = block_rows_of(kind, dtype, place)
+    late = block + 3
+    case = Case((3, 4, 1), ("sigmoid", "sigmoid"), "squared_error", dtype, weighted=True, n=16 * block + late)
+    weights, X, y, w = case.arrays()
+    random = np.random.default_rng(3)
+    w *= np.repeat(np.exp2(random.integers(-30, 31, 18)), block)[: case.n].astype(dtype)
+    order = random.permutation(case.n)
+    back = np.argsort(order)
+    plain, shuffled = (X, y, w), (X[back], y[back], w[back])  # the order brings these back
+    with place.active():
+        weights = [place.asarray(W, dtype) for W in weights]
+        for arrays, among, start, counts in (
+            (plain, None, 0, (1, 2, 3, 8)),
+            (plain, None, late, (1,)),
+            (shuffled, order, late, (1,)),
+        ):
+            rows, chunked = (source(*arrays, backend=place, dtype=dtype) for source in (Rows, ChunkedRows))
+            parts: dict = {}
+            for source, threads in (*((rows, count) for count in counts), (chunked, 1), (chunked, 3)):
+                runner = kind(case.objective(), source, threads)
+                try:
+                    if not runner.same_bits:
+                        return
+                    with runner.held():
+                        _check_nodes(runner, block, weights, among, start, parts)
+                finally:
+                    runner.close()
+
+
+def _check_nodes(engine, block, weights, order, start, parts):
+    """The sums of 2 to 16 blocks from row ``start`` on, against those of single blocks, which ``parts`` keeps."""
+    rows = engine.rows
+
+    def numbers(*arrays):
+        return np.concatenate([rows.backend.to_numpy(a).astype(rows.backend.widest).ravel() for a in arrays])
+
+    def sums(first, end):
+        found = engine.sums(weights, order, start + first, start + end)
+        return numbers(*found.updates, found.totals)
+
+    def part(first, end):
+        if (first, end) not in parts:
+            parts[first, end] = sums(first, end)
+        return parts[first, end]
+
+    def check(found, want, what):
+        if found.tobytes() != want.tobytes():
+            how = f"{rows.dtype}, {engine.threads} threads, {'in chunks' if rows.arrays is None else 'in memory'}"
+            how += f", from row {start}" + ", in another order" * (order is not None)
+            message = f"engine {engine.name!r}: {what} is not that of the binary tree over block numbers ({how})"
+            raise AssertionError(message)
+
+    for half in (block, 2 * block, 4 * block, 8 * block):
+        for end in (half + half // 2 + 1, 2 * half):
+            want = _node([part(at, min(at + block, end)) for at in range(0, end, block)])
+            what = f"the sum of {-(-end // block)} blocks, {end:,} rows,"
+            check(sums(0, end), want, what)
+            check(sums(0, half) + sums(half, end), want, f"{what} by halves")
+    batches = Batches(order, [start] * 2, [start + end] * 2)
+    totals = engine.run(weights, solvers.get("gradient_descent"), (), batches, [0.5, 0.5], 0)[2]
+    check(numbers(totals[0, :3]), want[-3:], f"{what} in a run")
+
+
+def _node(blocks):
+    """The sum of a node by the definition: of its left half, which is whole, plus that of what is left."""
+    if len(blocks) == 1:
+        return blocks[0]
+    half = 1 << (len(blocks) - 1).bit_length() - 1
+    return _node(blocks[:half]) + _node(blocks[half:])
 
 
 def check_gradients(network, X, y, *, sample_weight=None, directions=3, seed=0, tolerance=1e-6):

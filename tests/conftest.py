@@ -4,6 +4,7 @@ A library that is missing is a visible skip with its reason; named in `BPACCEL_R
 """
 
 import os
+import shutil
 import signal
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # float64 on JAX, for tests against NumPy's
@@ -62,6 +63,66 @@ def place(request):
 def usable():
     """A function that skips, or fails where it must run, unless the library of a name is usable."""
     return _usable
+
+
+@pytest.fixture(scope="session")
+def fused():
+    """The library of compiled kernels is there."""
+    from bpaccel.engines.cpu import library
+
+    skip_or_fail("fused", library.why_not())
+
+
+@pytest.fixture(scope="session")
+def kernel_compiler():
+    """The compiler of the kernels for this machine, a `bpaccel.native.build.Compiler`."""
+    from bpaccel.native import build
+
+    try:
+        reason = None if build.host() else "there are no kernels for this system and processor"
+        compiler = None if reason else build.find_compiler()
+    except build.BuildError as error:
+        reason = str(error)
+    skip_or_fail("fused", reason)
+    return compiler
+
+
+@pytest.fixture
+def probe(kernel_compiler, tmp_path):
+    """A function that compiles a text with the headers of the kernels, and returns the path of the library."""
+    from bpaccel.native import build
+
+    def compiled(text):
+        build.copy_sources(tmp_path)
+        (tmp_path / "probe.cpp").write_text(text)
+        target = build.TARGETS[build.host()]
+        level = target.libraries[0] if len(target.libraries) == 1 else build.V3
+        return kernel_compiler.compile(target, level, str(tmp_path), "probe.cpp")
+
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def gnu_compiler():
+    """The command g++."""
+    skip_or_fail("g++", None if shutil.which("g++") else "it is not in PATH")
+    return "g++"
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    """A function: the command that runs programs of another processor, for a name of qemu's."""
+    import importlib.util
+
+    def command(name):
+        found = shutil.which(f"{name}-static") or shutil.which(name)
+        reason = None if found else f"{name} is not in PATH"
+        if not importlib.util.find_spec("ziglang"):
+            reason = "its programs are compiled by the package ziglang, which is not installed"
+        skip_or_fail("qemu", reason)
+        return found
+
+    return command
 
 
 @pytest.fixture(scope="session")

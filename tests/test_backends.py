@@ -94,17 +94,19 @@ def test_the_environment_names_a_backend_for_host_data_only(monkeypatch, backend
 
 
 def test_auto_is_cupy_if_usable_else_numpy():
-    assert bp.backend("auto").name.partition(":")[0] == ("cupy" if bp.backends()["cupy"] == "usable" else "numpy")
+    assert bp.backend("auto").name.partition(":")[0] == (
+        "cupy" if bp.available_backends()["cupy"] == "usable" else "numpy"
+    )
 
 
 def test_backends_says_why_not():
-    states = bp.backends()
+    states = bp.available_backends()
     assert list(states) == list(LIBRARIES)
     assert states["numpy"] == "usable"
 
 
 def test_cupy_without_a_gpu_is_one_clear_sentence(monkeypatch):
-    if bp.backends()["cupy"] == "usable":
+    if bp.available_backends()["cupy"] == "usable":
         pytest.skip("there is a GPU")
     with pytest.raises(BackendError, match=r"^backend 'cupy' is not usable: (installed, but no usable|not installed)"):
         bp.Network([3, 1], backend="cupy")
@@ -113,7 +115,8 @@ def test_cupy_without_a_gpu_is_one_clear_sentence(monkeypatch):
 def test_an_installed_library_that_cannot_be_used_is_not_usable(monkeypatch, tmp_path):
     """Installed is not usable: a CuPy that imports and finds no device, as on a machine without a driver."""
     (tmp_path / "cupy.py").write_text("class ndarray: pass\ndef is_available():\n    return False\n")
-    code = "import bpaccel as bp; print(bp.backends()['cupy']); bp.Network([1, 1]).predict([[1]]); bp.backend('cupy')"
+    code = "import bpaccel as bp; print(bp.available_backends()['cupy']); "
+    code += "bp.Network([1, 1]).predict([[1]]); bp.backend('cupy')"
     done = _python(code, PYTHONPATH=str(tmp_path))
     assert done.stdout.strip() == "installed, but no usable CUDA device was found"
     assert done.stderr.strip().endswith("backend 'cupy' is not usable: installed, but no usable CUDA device was found.")
@@ -121,13 +124,13 @@ def test_an_installed_library_that_cannot_be_used_is_not_usable(monkeypatch, tmp
 
 def test_a_broken_install_is_a_reason_not_a_crash(tmp_path):
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so: cannot open shared object file')\n")
-    done = _python("import bpaccel as bp; print(bp.backends()['torch'])", PYTHONPATH=str(tmp_path))
+    done = _python("import bpaccel as bp; print(bp.available_backends()['torch'])", PYTHONPATH=str(tmp_path))
     assert "does not import: OSError: libcudart.so" in done.stdout
 
 
 def test_jax_without_x64_has_no_float64_and_says_so():
-    if bp.backends()["jax"] != "usable":
-        pytest.skip(f"jax: {bp.backends()['jax']}")
+    if bp.available_backends()["jax"] != "usable":
+        pytest.skip(f"jax: {bp.available_backends()['jax']}")
     code = """
 import numpy as np, bpaccel as bp
 net = bp.Network([3, 4, 1], seed=1, backend="jax")
@@ -154,8 +157,8 @@ except bp.BackendError as error:
 ])  # fmt: skip
 def test_a_wrong_name_is_one_sentence(name, sentence):
     library = str(name).partition(":")[0]
-    if library in LIBRARIES and bp.backends()[library] != "usable":
-        pytest.skip(f"{library}: {bp.backends()[library]}")
+    if library in LIBRARIES and bp.available_backends()[library] != "usable":
+        pytest.skip(f"{library}: {bp.available_backends()[library]}")
     with pytest.raises(BackendError, match=sentence):
         bp.backend(name)
 

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say: never how fast, but that it is the right work, checked, and told in full."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -296,6 +297,34 @@ class TestReport:
         assert "…" not in captured.get()
         assert sum("400,000,000" in line and "0.148637" in line for line in lines) == 2
 
+    def test_the_tutorials_code_stands_beside_the_default_engine(self):
+        report = a_report()
+        headers, rows, _ = view.table(report)
+        for row, r in zip(rows, report["results"], strict=True):
+            line = dict(zip(headers, row, strict=True))
+            assert line["engine"] == r["engine"]
+            assert line["tutorial"] == view.digits(1e6 * r["tutorial_step_seconds"]["median"])
+            assert line["ratio"] == view.digits(r["ratio"]["median"])
+
+    def test_what_ratio_means_is_said_above_the_table(self):
+        rich = pytest.importorskip("rich.console")
+        console = rich.Console(width=200)
+        with console.capture() as captured:
+            view.show(a_report(), console)
+        above, _, table = captured.get().partition("us/step  ")
+        assert "ratio: the time of the tutorial's own NumPy code over the engine's" in above
+        assert "the one that auto, the default, chose" in above
+        assert "ratio" in table
+
+    def test_the_legend_says_only_what_the_table_has(self):
+        asked = a_report(engines="array")
+        assert "auto" not in " ".join(view.legend(asked))
+        deep = [Case("numpy", "auto", "float32", 64, (5, 8, 8, 2))]
+        report = bench.report(deep, bench.measure_all(deep))
+        assert view.legend(report)[0].startswith("ratio: none")
+        headers, rows, _ = view.table(report)
+        assert dict(zip(headers, rows[0]))["tutorial"] == "-"
+
     def test_series_has_a_line_for_the_tutorial(self):
         lines = view.series(a_report())
         assert set(lines) == {"numpy auto float32", "tutorial's NumPy float32"}
@@ -310,11 +339,6 @@ def test_digits(number, text):
     assert view.digits(number) == text
 
 
-@pytest.mark.parametrize(("number", "text"), [(12, "12.0"), (69_200, "69.2k"), (5.5e6, "5.50M"), (2e10, "20.0G")])
-def test_short_digits(number, text):
-    assert view.digits(number, short=True) == text
-
-
 @pytest.mark.parametrize(("load", "warned"), [(5.0, True), (0.1, False), (None, False)])
 def test_a_busy_machine_is_told(monkeypatch, load, warned):
     rich = pytest.importorskip("rich.console")
@@ -326,6 +350,19 @@ def test_a_busy_machine_is_told(monkeypatch, load, warned):
     assert ("the machine is busy" in captured.get()) == warned
     assert report["machine"]["load_before"] == load
     assert ("load average" in machine.in_words(report["machine"])[0]) == (load is not None)
+
+
+@pytest.mark.parametrize("level", ["v3", None])
+def test_the_level_of_the_kernels_is_told(monkeypatch, level):
+    def library():
+        if level is None:
+            raise machine.Missing("there is none")
+        return SimpleNamespace(level=level)
+
+    monkeypatch.setattr(machine, "library", library)
+    described = machine.describe()
+    assert described["level"] == level
+    assert ("kernels of level v3" in " ".join(machine.in_words(described))) == (level is not None)
 
 
 def test_settings_are_told(monkeypatch):

@@ -22,6 +22,7 @@ def test_table_figures_and_picture(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("0.148637") == 3  # two lines, and the note below them
     assert "the same to 1e-5 in every line" in " ".join(done.stdout.split())
+    assert "ratio: the time of the tutorial's own NumPy code over" in " ".join(done.stdout.split())
     assert "Traceback" not in done.stderr
     results = json.loads((tmp_path / "b.json").read_text())["results"]
     assert [(r["dtype"], r["rows"]) for r in results] == [("float32", 4), ("float32", 40)]

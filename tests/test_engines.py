@@ -1,10 +1,10 @@
 """Engines: the conformance suite on every backend, and what the shared base class promises."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ import bpaccel as bp
 from bpaccel import solvers, testing
 from bpaccel.backends import backend as backend_of_name
 from bpaccel.data import Rows
-from bpaccel.engines import choice, thread_count
+from bpaccel.dropout import Dropout
+from bpaccel.engines import Sums, choice, thread_count, tree
 from bpaccel.engines.choice import ENGINES, choose
 
 NUMPY = backend_of_name("numpy")
@@ -37,8 +38,8 @@ def test_the_plain_engines_are_right_on_every_backend(engine, place):
 
 def test_jit_is_right_and_runs_many_steps_in_one_call_on_jax():
     """Its sums are `array`'s own, checked above; its runs must be its steps, whatever the batches."""
-    if bp.backends()["jax"] != "usable":
-        pytest.skip(f"jax: {bp.backends()['jax']}")
+    if bp.available_backends()["jax"] != "usable":
+        pytest.skip(f"jax: {bp.available_backends()['jax']}")
     for case in list(testing.cases(dtypes=("float64",)))[::67]:
         testing.check_case("jit", case, "jax")
     runs = {"gradient_descent": "float32", "nesterov": "float64", "adam": "float64", "adamw": "float64",
@@ -49,8 +50,8 @@ def test_jit_is_right_and_runs_many_steps_in_one_call_on_jax():
 
 @pytest.fixture
 def torch():
-    if bp.backends()["torch"] != "usable":
-        pytest.skip(f"torch: {bp.backends()['torch']}")
+    if bp.available_backends()["torch"] != "usable":
+        pytest.skip(f"torch: {bp.available_backends()['torch']}")
     return pytest.importorskip("torch")
 
 
@@ -127,8 +128,8 @@ def test_jit_refuses_what_it_cannot_compile():
 
 
 def test_auto_compiles_many_steps_on_jax_but_no_functions_of_ones_own():
-    if bp.backends()["jax"] != "usable":
-        pytest.skip(f"jax: {bp.backends()['jax']}")
+    if bp.available_backends()["jax"] != "usable":
+        pytest.skip(f"jax: {bp.available_backends()['jax']}")
     net = bp.Network([3, 4, 1], seed=1, backend="jax:cpu")  # on a GPU, other engines are taken
     history = net.train([[0, 0, 1], [0, 1, 1]], [0, 1], steps=5)
     assert history.engine == "jit"
@@ -143,7 +144,8 @@ def _rows(n, backend="numpy"):
     return case.objective(), testing._rows(case, backend_of_name(backend))[1]
 
 
-def test_auto_looks_at_the_rows_and_says_why():
+def test_auto_without_kernels_looks_at_the_rows_and_says_why(monkeypatch):
+    monkeypatch.setenv("BPACCEL_LEVEL", "none")
     solver = solvers.get("gradient_descent")
     for n, name in ((4, "array"), (100_000, "blocked")):
         engine, reason = choose("auto", *_rows(n), solver, batch_rows=n, steps=10)
@@ -163,9 +165,115 @@ def test_blocks_are_fixed_by_objective_and_dtype_alone():
     assert blocked.rows_of_a_block(objective, few) == blocked.rows_of_a_block(objective, many)
 
 
+def _parts(count, dtype="float32"):
+    """Sums of blocks that count very differently, so that another order of additions gives other bytes."""
+    rng = np.random.default_rng(count)
+    for scale in np.exp2(rng.integers(-30, 31, count)):
+        yield Sums([(scale * rng.standard_normal((3, 2))).astype(dtype)], (scale * rng.random(3)).astype(dtype))
+
+
+def _numbers(sums):
+    return np.concatenate([a.ravel().astype(np.float64) for a in [*sums.updates, sums.totals]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_blocks_are_added_as_one_binary_tree(dtype):
+    """A step's sum is that of its halves, and these of theirs: the left one holds a power of two of blocks."""
+
+    def node(blocks):
+        if len(blocks) == 1:
+            return blocks[0]
+        half = 1 << (len(blocks) - 1).bit_length() - 1
+        return node(blocks[:half]) + node(blocks[half:])
+
+    left_to_right = 0
+    for count in range(1, 70):
+        sums = tree(_parts(count, dtype), NUMPY)
+        blocks = [_numbers(part) for part in _parts(count, dtype)]
+        assert _numbers(sums).tobytes() == node(blocks).tobytes()
+        assert {a.dtype.name for a in [*sums.updates, sums.totals]} == {"float64"}
+        left_to_right += _numbers(sums).tobytes() == sum(blocks[1:], blocks[0]).tobytes()
+    assert left_to_right < 10  # of 69: with 1 to 3 blocks there is no difference
+
+
+def test_a_tree_is_the_same_on_every_backend_and_leaves_its_blocks_as_they_are(place):
+    where = backend_of_name(place)
+    blocks = [_numbers(part).astype(where.widest) for part in _parts(7)]
+    want = ((blocks[0] + blocks[1]) + (blocks[2] + blocks[3])) + ((blocks[4] + blocks[5]) + blocks[6])
+    with where.active():
+        parts = [Sums([where.asarray(u, "float32") for u in part.updates], where.asarray(part.totals, "float32"))
+                 for part in _parts(7)]  # fmt: skip
+        sums = tree(iter(parts), where)
+        assert all(where.library.owns(x) for x in [*sums.updates, sums.totals])
+    hosted = [Sums([where.to_numpy(u) for u in s.updates], where.to_numpy(s.totals)) for s in (sums, *parts)]
+    assert _numbers(hosted[0]).tobytes() == want.astype("float64").tobytes()
+    assert all(_numbers(is_).tobytes() == _numbers(was).tobytes() for is_, was in zip(hosted[1:], _parts(7)))
+
+
+def test_a_half_without_blocks_leaves_a_sum_as_it_is():
+    """Also the sign of a zero."""
+    parts = [Sums([np.full((1, 1), -0.0, np.float32)], np.full(3, -0.0, np.float32)) for _ in range(5)]
+    assert np.signbit(_numbers(tree(parts, NUMPY))).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_few_sums_are_in_memory_at_once(threads):
+    pytest.importorskip("threadpoolctl")
+    blocks, alive, most = 200, weakref.WeakSet(), []
+
+    class Counted(np.ndarray):
+        """An array that knows when another is made of it: of blocks, and of their sums."""
+
+        __hash__ = object.__hash__
+
+        def __array_finalize__(self, other):
+            alive.add(self)
+
+    class Counts(choice.find("blocked")):
+        def block(self, weights, X, y, w):
+            updates, totals = super().block(weights, X, y, w)
+            sums = Sums([u.astype(np.float64).view(Counted) for u in updates], totals)
+            most.append(len(alive))
+            return sums
+
+        @classmethod
+        def rows_of_a_block(cls, objective, rows):
+            return 16
+
+    case = testing.Case((3, 1), ("sigmoid",), "squared_error", "float32", n=16 * blocks)
+    weights, rows = testing._rows(case, NUMPY)
+    engine = Counts(case.objective(), rows, threads)
+    engine.sums(weights, None, 0, rows.n)
+    engine.close()
+    assert len(most) == blocks
+    # A node a level, and two halves as they are added; of threads two blocks each, and one that is asked for.
+    assert 6 <= max(most) <= blocks.bit_length() + 2 + (threads > 1) * (2 * threads + 1)
+
+
+def test_one_block_keeps_the_dtype_of_the_rows_and_several_are_float64(monkeypatch):
+    blocked = choice.find("blocked")
+    monkeypatch.setattr(blocked, "rows_of_a_block", classmethod(lambda *_: 16))
+    weights = testing.Case((3, 4, 1), ("sigmoid", "sigmoid"), "squared_error", "float32").arrays()[0]
+    engine = blocked(*_rows(40))
+    for stop, dtype in ((1, "float32"), (16, "float32"), (17, "float64"), (40, "float64")):
+        sums = engine.sums(weights, None, 0, stop)
+        assert {a.dtype.name for a in [*sums.updates, sums.totals]} == {dtype}
+
+
+def test_sums_with_dropout_are_a_tree_too(monkeypatch):
+    blocked = choice.find("blocked")
+    monkeypatch.setattr(blocked, "rows_of_a_block", classmethod(lambda *_: 16))
+    case = testing.Case((3, 4, 1), ("sigmoid", "sigmoid"), "squared_error", "float64", n=100)
+    weights, rows = testing._rows(case, NUMPY)
+    engine = blocked(case.objective(dropout=Dropout(0.5, 1)), rows)
+    for half, stop in ((16, 20), (16, 32), (32, 40), (32, 64), (64, 100)):
+        pieces = ((0, stop), (0, half), (half, stop))
+        whole, left, right = (_numbers(engine.dropped_sums(weights, None, *piece, 3)) for piece in pieces)
+        assert whole.tobytes() == (left + right).tobytes()
+
+
 def test_threads_follow_the_environment(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert thread_count() == 1
     assert thread_count(5) == 5
     for bad in (0, -1, 1.5, True, "2"):
@@ -208,7 +316,12 @@ def test_mini_batches_of_rows_that_count_nothing_change_nothing():
     assert len(history) == 2
 
 
-def test_rows_on_disk_are_converted_block_by_block(tmp_path):
+@pytest.mark.parametrize("engine", ["fused", "blocked"])
+def test_rows_on_disk_are_converted_block_by_block(tmp_path, engine, request, monkeypatch):
+    if engine == "fused":
+        request.getfixturevalue("fused")
+    else:
+        monkeypatch.setenv("BPACCEL_LEVEL", "none")
     X = np.lib.format.open_memmap(tmp_path / "X.npy", mode="w+", dtype=np.int16, shape=(50_000, 3))
     X[:] = np.random.default_rng(0).integers(0, 9, X.shape)
     y = np.random.default_rng(1).random((50_000, 1))
@@ -217,8 +330,8 @@ def test_rows_on_disk_are_converted_block_by_block(tmp_path):
     nets = [bp.Network([3, 4, 1], seed=1, dtype="float64") for _ in range(2)]
     history = nets[0].train(X, y, steps=3)
     nets[1].train(np.array(X), y, steps=3)
-    assert history.engine == "blocked"
-    assert "not all in memory" in history.reason
+    assert history.engine == engine
+    assert engine == "fused" or "not all in memory" in history.reason
     assert all(np.array_equal(a, b) for a, b in zip(nets[0].weights, nets[1].weights))
 
 
@@ -259,39 +372,15 @@ def test_a_penalty_does_not_count_where_no_row_does():
     np.testing.assert_array_equal(net.weights[0], W)
 
 
-def test_an_engine_whose_library_is_missing_says_what_to_install(tmp_path):
-    (tmp_path / "numba.py").write_text("raise ModuleNotFoundError('No module named numba', name='numba')\n")
-    code = "import bpaccel as bp; bp.Network([1, 1]).train([[1]], [1], steps=1, engine='numba')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
-    assert done.stderr.strip().endswith("ImportError: engine 'numba' needs numba: pip install 'bpaccel[numba]'.")
-
-
-def test_auto_takes_blas_where_a_layer_is_wide_and_the_work_is_long():
-    pytest.importorskip("numba")
-    for sizes, dtype, name in (
-        ((1024, 1024, 10), "float32", "blas"),
-        ((784, 1024, 10), "float64", "blas"),
-        ((784, 1024, 10), "float32", "numba"),
-        ((28, 300, 1), "float32", "numba"),
-    ):
-        case = testing.Case(sizes, ("sigmoid", "sigmoid"), "squared_error", dtype, n=64)
-        rows = testing._rows(case, NUMPY)[1]
-        engine, reason = choose("auto", case.objective(), rows, solvers.get("adam"), batch_rows=64, steps=10**4)
-        assert engine.name == name
-        assert "wide enough for BLAS" in reason
-
-
-def test_auto_reads_a_file_with_the_compiled_engine(tmp_path):
-    pytest.importorskip("numba")
+def test_auto_reads_a_file_with_the_fused_engine(tmp_path, fused):
     np.save(tmp_path / "X.npy", np.zeros((1000, 3)))
     X = np.load(tmp_path / "X.npy", mmap_mode="r")
     rows = Rows(X, np.zeros((1000, 1)), None, backend=NUMPY, dtype="float32")
     assert rows.arrays is None  # it would have to be converted, and so is read piece by piece
     objective, _ = _rows(4)
-    assert choose("auto", objective, rows, solvers.get("adam"), batch_rows=1000, steps=10**5)[0].name == "numba"
+    assert choose("auto", objective, rows, solvers.get("adam"), batch_rows=1000, steps=10**5)[0].name == "fused"
 
 
-def test_auto_without_numba_takes_blocks(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+def test_auto_without_kernels_takes_blocks(monkeypatch):
+    monkeypatch.setenv("BPACCEL_LEVEL", "none")
     assert choose("auto", *_rows(100_000), solvers.get("adam"), batch_rows=100_000, steps=10**6)[0].name == "blocked"

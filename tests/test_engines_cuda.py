@@ -25,7 +25,7 @@ TUTORIAL_5000 = replace(TUTORIAL, n=5000)
 
 
 class OnHost(Cuda):
-    """The engine on the CPU: a share is 256 rows, a block 1024."""
+    """The engine on the CPU: a share is 256 rows, a group 1024."""
 
     threads_of_a_block, sweeps, shares = 64, 1, 4
     blocks_at_once = (1,)  # on each of the `processors` that a test gives it
@@ -93,7 +93,7 @@ def test_a_run_is_its_steps_one_by_one(solver, dtype):
 
 
 def test_the_real_sizes_are_right_and_give_the_same_bits():
-    case = replace(TUTORIAL, n=Cuda.shares * Cuda.share_rows() + Cuda.share_rows() + 77)
+    case = replace(TUTORIAL, n=Cuda.group_rows() + Cuda.share_rows() + 77)
 
     class Real(OnHost):
         threads_of_a_block, sweeps, shares = Cuda.threads_of_a_block, Cuda.sweeps, Cuda.shares
@@ -133,13 +133,6 @@ def test_infinite_weights_saturate_as_in_the_core():
 
 # --- the same bits ---
 
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_same_bits_in_chunks_cuts_and_several_callers(dtype, monkeypatch):
-    monkeypatch.setattr(buffers, "BUFFER_BYTES", 1)  # a block at a time
-    testing.check_same_bits(OnHost, dtype, repeats=1)
-
-
 WAYS = [
     {"processors": 1},  # all steps in one CUDA block
     {"processors": 2},  # cooperative, with shares left over for some
@@ -147,6 +140,66 @@ WAYS = [
     {"cooperative": False},  # a launch a step
     {"cooperative": False, "processors": 3},
 ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_same_bits_in_chunks_cuts_and_several_callers(dtype, monkeypatch):
+    monkeypatch.setattr(buffers, "BUFFER_BYTES", 1)  # a group at a time
+    testing.check_same_bits(OnHost, dtype, repeats=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_are_one_tree_over_shares(dtype, monkeypatch):
+    monkeypatch.setattr(buffers, "BUFFER_BYTES", 1)
+    testing.check_tree(OnHost, dtype)
+
+
+@pytest.mark.parametrize("count", [2, 7, 8, 9, 63, 64, 65, 72, 129, 513, 700])
+@pytest.mark.parametrize("shares", [1, 2, 64])
+def test_the_tree_of_many_shares_is_climbed_in_eights(monkeypatch, shares, count):
+    """Of shares and of groups, in all ways. Shares count very differently, so that each order has its own bytes."""
+
+    class Small(OnHost):
+        threads_of_a_block, sweeps = 32, 1
+
+    monkeypatch.setattr(Small, "shares", shares)
+    monkeypatch.setattr(buffers, "BUFFER_BYTES", 1)
+    rows = Small.share_rows()
+    case = replace(TUTORIAL, layer_sizes=(1, 1), activations=("sigmoid",), n=(count - 1) * rows + 5, weighted=True)
+    weights, X, y, w = case.arrays()
+    w *= np.repeat(np.exp2(np.random.default_rng(count).integers(-30, 31, count)), rows)[: case.n].astype("float32")
+    held, chunked = (kind(X, y, w, backend=NUMPY, dtype="float32") for kind in (Rows, testing.ChunkedRows))
+
+    def numbers(engine, start, stop):
+        sums = engine.sums(weights, None, start, stop)
+        return np.concatenate([*(u.ravel() for u in sums.updates), sums.totals])
+
+    engine = Small(case.objective(), held)
+    want = testing._node([numbers(engine, first, min(first + rows, case.n)) for first in range(0, case.n, rows)])
+    for way in WAYS:
+        for name, value in way.items():
+            setattr(engine, name, value)
+        assert numbers(engine, 0, case.n).tobytes() == want.tobytes()
+    assert numbers(Small(case.objective(), chunked), 0, case.n).tobytes() == want.tobytes()
+
+
+def test_the_number_of_shares_in_a_group_changes_no_bit():
+    class One(OnHost):
+        shares = 1
+
+    class Many(OnHost):
+        shares = 64
+
+    case = replace(TUTORIAL, n=5000, weighted=True)
+    assert len({trained(case, kind=kind, way=way) for kind in (OnHost, One, Many) for way in WAYS}) == 1
+
+
+def test_a_group_must_be_a_node_of_the_tree():
+    class Three(OnHost):
+        shares = 3
+
+    with pytest.raises(RuntimeError, match="a group of shares must be a node of the tree"):
+        trained(TUTORIAL_5000, kind=Three)
 
 
 @pytest.mark.parametrize("n", [200, 257, 1024, 2500])
@@ -413,18 +466,23 @@ def test_it_refuses_in_words_what_it_cannot_do():
 
 
 def test_auto_takes_it_where_it_can_work(host_cuda, monkeypatch):
-    def chosen(sizes):
+    on_cupy = SimpleNamespace(
+        name="cupy", library=SimpleNamespace(name="cupy"), device=SimpleNamespace(id=0), floats=NUMPY.floats
+    )
+
+    def chosen(sizes, backend=on_cupy):
         case = replace(TUTORIAL, layer_sizes=sizes, n=5)
         rows = Rows(*case.arrays()[1:], backend=NUMPY, dtype="float32")
+        rows.backend = backend
         return choose("auto", case.objective(), rows, None, batch_rows=5, steps=1)
 
-    assert chosen((3, 4, 1))[0].name == "array"
     for name in ("library", "trouble", "reaches"):
         monkeypatch.setattr(Cuda, name, getattr(OnHost, name))
     engine, reason = chosen((3, 4, 1))
     assert engine.name == "cuda"
     assert "each row is read once" in reason
-    assert chosen((30, 40, 1))[0].name == "array"
+    assert chosen((30, 40, 1))[0].name != "cuda"
+    assert chosen((3, 4, 1), NUMPY)[0].name != "cuda"
 
 
 def test_the_kernel_is_part_of_the_package(tmp_path):

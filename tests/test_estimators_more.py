@@ -104,7 +104,8 @@ def test_losses():
         square = MLPRegressor(**options).fit(X, spoilt)
         assert np.mean(np.abs(robust.predict(X) - SUM)[good]) < np.mean(np.abs(square.predict(X) - SUM)[good]) / 2
     own = (lambda y, l: 0.5 * (l - y) ** 2, lambda y, l: l - y)
-    assert _same_weights(MLPRegressor(own, **SMALL).fit(X, SUM), MLPRegressor(**SMALL).fit(X, SUM))
+    plain = MLPRegressor(engine="array", **SMALL)  # as a loss of one's own is computed
+    assert _same_weights(MLPRegressor(own, **SMALL).fit(X, SUM), plain.fit(X, SUM))
     with pytest.raises(ValueError, match="`loss` must be one of"):
         MLPRegressor("cubic").fit(X, SUM)
     with pytest.raises(ValueError, match="`y` must be at least 0 for loss='poisson'"):

@@ -2,23 +2,25 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")  # the floor is measured with it
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import compare
 import floor
+import instructions
 import peers
 
 from bpaccel import bench
 from bpaccel.bench.workloads import workload
 
 XOR = (3, 4, 1)
+compiled = pytest.mark.usefixtures("fused", "kernel_compiler")
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux alone")
 
 
@@ -83,27 +85,43 @@ def test_the_floor_is_the_slower_of_its_two_parts():
     limits = {"logistic_seconds": 2.0, "bytes_a_second": 8.0}
     assert floor.seconds_a_row(limits, XOR, "float32") == 10.0
     assert floor.seconds_a_row(limits | {"bytes_a_second": 1.0}, XOR, "float64") == 32.0
+
+
+@compiled
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-6), ("float64", 1e-14)])
+def test_the_floor_is_that_of_the_engines_logistic_and_of_all_numbers(dtype, rounding):
+    assert all(value > 0 for value in floor.measure(dtype, samples=1).values())
+    x = floor.aligned(np.linspace(-9, 9, 64).astype(dtype))
+    once = 1 / (1 + np.exp(-x))
+    floor.logistic(x, 2)
+    np.testing.assert_allclose(x, 1 / (1 + np.exp(-once)), rtol=rounding)
+    assert floor.read(np.arange(640.0)) == 640 * 639 / 2
+
+
+def test_instructions_are_counted_loop_by_loop():
+    pytest.importorskip("ziglang")
+    table = instructions.table()
+    a_row = {tuple(line[:2]): float(line[-1]) for line in table if line[2] == "all"}
+    assert len(table) == 4 * (len(instructions.PASSES) + 1)
+    assert all(int(line[4]) <= int(line[3]) for line in table if line[2] != "all")
+    for level in ("v4", "v3"):
+        assert 1.5 < a_row[level, "float64"] / a_row[level, "float32"] < 4
     for dtype in ("float32", "float64"):
-        assert all(value > 0 for value in floor.measure(dtype, samples=1).values())
+        assert 1.5 < a_row["v3", dtype] / a_row["v4", dtype] < 4
 
 
-def test_the_floors_logistic_is_the_engines():
-    x = floor._aligned(np.linspace(-9, 9, 64))
-    want = 1 / (1 + np.exp(-x))
-    floor._logistic("float64")(x, 1)
-    np.testing.assert_allclose(x, want, rtol=1e-14)
-
-
+@compiled
 @linux
 def test_memory_is_what_a_training_takes_beside_its_rows():
     """The tutorial keeps layers, deltas and temporaries of all rows: at least l1, l1_error and l1_delta at once."""
     rows = 400_000
     many = compare.apart(compare.extra_memory, "tutorial NumPy", XOR, rows, "float32")
-    few = compare.apart(compare.extra_memory, "bpaccel numba", XOR, rows, "float32")
+    few = compare.apart(compare.extra_memory, "bpaccel fused", XOR, rows, "float32")
     assert many > 3 * 4 * 4 * rows
     assert few < many / 10
 
 
+@compiled
 @linux
 def test_the_whole_comparison_at_small_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "PLAN", {(3, 1): (64,), XOR: (4, 400)})
@@ -112,7 +130,7 @@ def test_the_whole_comparison_at_small_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "SAMPLES", 1)
     path, folder = tmp_path / "peers.json", tmp_path / "rows"
     folder.mkdir()
-    words = ["--json", str(path), "--peers", "tutorial NumPy,bpaccel numba", "--folder", str(folder)]
+    words = ["--json", str(path), "--peers", "tutorial NumPy,bpaccel fused", "--folder", str(folder)]
     assert compare.main(words) == 0
     content = json.loads(path.read_text())
     assert [g["rows"] for g in content["growth"]] == [1_000, 20_000]
@@ -122,7 +140,7 @@ def test_the_whole_comparison_at_small_size(tmp_path, monkeypatch, capsys):
     assert all(r["share_of_floor"] > 0 for r in content["results"])
     assert content["machine"]["threads"] >= 1
     assert [(r["peer"], r["dtype"], r["refused"]) for r in content["tutorial"]] == [
-        (peer, dtype, None) for dtype in ("float32", "float64") for peer in ("tutorial NumPy", "bpaccel numba")
+        (peer, dtype, None) for dtype in ("float32", "float64") for peer in ("tutorial NumPy", "bpaccel fused")
     ]
     assert all(r["step_seconds"]["median"] > 0 for r in content["tutorial"])
     assert "ns a row" in capsys.readouterr().out
@@ -142,6 +160,7 @@ def test_the_whole_comparison_at_small_size(tmp_path, monkeypatch, capsys):
     assert "[1] tutorial NumPy: no such thing." in text
     assert "| share of the floor |" in text
     assert "60,000 steps on 4 rows" in text
+    assert re.search(r"[|] bpaccel fused [|] float64 [|] .* [|] 1.00 [|]", text), "over ours"
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"peers-3-4-1-float32.png", "peers-floor.png", "peers-memory.png", "peers-growth.png"} <= names
 

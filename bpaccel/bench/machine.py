@@ -12,12 +12,13 @@ from pathlib import Path
 
 import bpaccel
 from bpaccel.engines import processors, thread_count
+from bpaccel.engines.cpu.library import Missing, library
 
-LIBRARIES = ("numpy", "cupy", "torch", "jax", "array_api_strict", "numba")
+LIBRARIES = ("numpy", "cupy", "torch", "jax", "array_api_strict")
 # What changes the speed, or the results, of the libraries: shown where it is set.
 SETTINGS = (
     "OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
-    "NUMBA_NUM_THREADS", "JAX_ENABLE_X64", "CUPY_TF32", "CUPY_ACCELERATORS",
+    "JAX_ENABLE_X64", "CUPY_TF32", "CUPY_ACCELERATORS", "BPACCEL_LEVEL",
 )  # fmt: skip
 
 
@@ -32,7 +33,8 @@ def describe(threads=None):
     Returns
     -------
     dict
-        Ready for JSON. Memory is in bytes. ``commit`` is None where the package is not in a checkout.
+        Ready for JSON. Memory is in bytes. ``level`` is that of the compiled kernels, None where there are none;
+        ``commit`` is None where the package is not in a checkout.
     """
     return {
         "processor": _processor(),
@@ -40,6 +42,7 @@ def describe(threads=None):
         "memory": memory(),
         "system": f"{platform.system()} {platform.release()}",
         "threads": thread_count(threads),
+        "level": _level(),
         "versions": versions(),
         "blas": _blas(),
         "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
@@ -59,11 +62,13 @@ def in_words(machine):
     memory = f", {machine['memory'] / 2**30:.0f} GiB" if machine["memory"] else ""
     commit, _, changed = (machine["commit"] or "").partition("-")
     commit = f" (commit {commit[:12]}{', changed since' * bool(changed)})" if commit else ""
+    kernels = f", kernels of level {machine['level']}" if machine.get("level") else ""
     lines = [
         f"{machine['processor']}, {machine['cores']} cores{memory}, {machine['system']}",
         f"bpaccel {versions['bpaccel']}{commit}, Python {versions['python']}",
         ", ".join(f"{name} {version}" for name, version in versions.items() if name not in ("bpaccel", "python")),
-        f"BLAS: {machine['blas'] or 'unknown (threadpoolctl is not installed)'}; engines: {machine['threads']} threads",
+        f"BLAS: {machine['blas'] or 'unknown (threadpoolctl is not installed)'}; engines: {machine['threads']} threads"
+        f"{kernels}",
     ]
     if machine.get("load_before") is not None:
         lines[0] += f", load average {machine['load_before']:.1f} before the run"
@@ -114,6 +119,13 @@ def _processor():
             if line.startswith("model name"):
                 return " ".join(line.partition(":")[2].split())
     return platform.processor() or platform.machine()
+
+
+def _level():
+    try:
+        return library().level
+    except Missing:
+        return None
 
 
 def _blas():

@@ -44,11 +44,14 @@ def watch(cases, console):
 
 
 def show(report, console):
-    """Print a report: the machine, the table, what its columns mean."""
+    """Print a report: the machine, what the columns mean, the table."""
     from rich.table import Table
     from rich.text import Text
 
     for line in machine.in_words(report["machine"]):
+        console.print(line, markup=False)
+    console.print()
+    for line in legend(report):
         console.print(line, markup=False)
     headers, rows, notes = table(report)
     widths = [max(map(len, column)) for column in zip(headers, *rows)]
@@ -84,6 +87,18 @@ def draw(report, path):
     plots.scaling(path, series(report), title=f"Training {sizes}: time a row and step", ylabel="ns a row")
 
 
+def legend(report):
+    """What the columns of `table` mean: a list of sentences, to be read first."""
+    if any(r.get("ratio") for r in report["results"]):
+        ratio = ("ratio: the time of the tutorial's own NumPy code over the engine's, both run in turns on the same "
+                 "rows; above 1 the engine is faster.")  # fmt: skip
+    else:
+        ratio = "ratio: none, for the tutorial's code knows networks of three layers only."
+    chosen = " engine: the one that auto, the default, chose." * any(r["asked"] == "auto" for r in report["results"])
+    return [ratio, "us/step, tutorial: microseconds that a training step takes the engine, and the tutorial's code; "
+                   f"medians. GB/s: X and y, read once a step.{chosen}"]  # fmt: skip
+
+
 def table(report):
     """A report as text.
 
@@ -92,9 +107,9 @@ def table(report):
     headers : tuple of str
     rows : list of list of str
     notes : list of str
-        What the columns mean, and why a case was refused.
+        What was learned, and why a case was refused.
     """
-    headers = ("backend", "engine", "dtype", "rows", "us/step", "ns/row", "rows/s", "GB/s", "ratio", "error")
+    headers = ("backend", "engine", "dtype", "rows", "us/step", "tutorial", "ns/row", "GB/s", "ratio", "error")
     rows, reasons = [], []
     for r in report["results"]:
         row = [r["backend"], r["engine"], r["dtype"], f"{r['rows']:,}"]
@@ -104,25 +119,21 @@ def table(report):
             rows.append([*row, *["-"] * 5, f"[{reasons.index(r['refused']) + 1}]"])
             continue
         ratio = digits(r["ratio"]["median"]) if r["ratio"] else "-"
+        tutorial = digits(1e6 * r["tutorial_step_seconds"]["median"]) if r["tutorial_step_seconds"] else "-"
         error = f"{r['error']:.6f}" + "!" * (not r["same_error"])
-        rows.append([*row, digits(1e6 * r["step_seconds"]["median"]), digits(r["ns_a_row"]),
-                     digits(r["rows_a_second"], short=True), digits(r["gb_a_second"]), ratio, error])  # fmt: skip
+        rows.append([*row, digits(1e6 * r["step_seconds"]["median"]), tutorial, digits(r["ns_a_row"]),
+                     digits(r["gb_a_second"]), ratio, error])  # fmt: skip
     work, timed = report["workload"], [r for r in report["results"] if not r["refused"]]
     learned = f"Work: {work['words']}; mean |error| falls from {work['error_before']:.6f} to {work['error_after']:.6f}"
     if all(r["same_error"] for r in timed):
         learned += ", the same to 1e-5 in every line." if timed else "."
     else:
         learned += ". Lines marked ! end more than 1e-5 away from that: their sums are careless."
-    notes = [learned, "Medians. GB/s: X and y read once a step. ratio: time of the tutorial's NumPy code, run in turns "
-                      "on the same rows, over ours."]  # fmt: skip
-    return headers, rows, notes + [f"[{k}] {reason}" for k, reason in enumerate(reasons, 1)]
+    return headers, rows, [learned, *(f"[{k}] {reason}" for k, reason in enumerate(reasons, 1))]
 
 
-def digits(x, short=False):
-    """A positive number in about three digits; ``short``: with k, M or G."""
-    if short:
-        power = min(3, max(0, math.floor(math.log10(x) / 3)))
-        return f"{digits(x / 1000**power)}{['', 'k', 'M', 'G'][power]}"
+def digits(x):
+    """A positive number in about three digits."""
     return f"{x:,.{min(3, max(0, 2 - math.floor(math.log10(x))))}f}"
 
 

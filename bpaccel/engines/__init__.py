@@ -7,10 +7,10 @@ file and one row of `bpaccel.engines.choice.ENGINES`.
 
 import contextlib
 import contextvars
+import operator
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +51,7 @@ class Batches(NamedTuple):
 
 
 def widened(sums, backend):
-    """The same sums in float64, where the device has it: float32 would lose small blocks beside large sums."""
+    """A copy of sums in float64, where the device has it: float32 would lose small blocks beside large sums."""
     wide = getattr(backend.xp, backend.widest)
     return Sums([backend.xp.astype(u, wide) for u in sums.updates], backend.xp.astype(sums.totals, wide))
 
@@ -63,6 +63,42 @@ def fold(sums, more):
     return Sums(updates, sums.totals + xp.astype(more.totals, sums.totals.dtype))
 
 
+def tree(parts, backend):
+    """The sum of the blocks of a step: one binary tree over block numbers.
+
+    A node of the tree is the blocks ``i * 2**k`` to ``(i + 1) * 2**k``. Its sum is that of its left half plus that of
+    its right half, in float64 where the device has it; a half that holds no block counts for nothing. The sum of a node
+    therefore depends on the blocks of the node alone, and whoever holds these blocks can add them.
+
+    Parameters
+    ----------
+    parts : iterable of Sums
+        Those of the blocks, at least one, in the order of the blocks. At most ``log2(N) + 1`` sums wait at a time.
+    backend : Backend
+
+    Returns
+    -------
+    Sums
+    """
+    nodes: list = []  # the largest whole nodes from the left: as many as the number of blocks so far has bits set
+    for number, part in enumerate(parts):
+        node, right = part if number & 1 else widened(part, backend), number
+        while right & 1:  # it is a right half, and its left half waits
+            node, right = _added(nodes.pop(), node), right >> 1
+        nodes.append(node)
+    node = nodes.pop()
+    while nodes:
+        node = _added(nodes.pop(), node)
+    return node
+
+
+def _added(left, right):
+    """Two halves of a node, the left one in float64: in its memory where a library can write there, for new memory for
+    each sum of a wide network would cost as much as the additions."""
+    updates = [operator.iadd(a, b) for a, b in zip(left.updates, right.updates)]
+    return Sums(updates, operator.iadd(left.totals, right.totals))
+
+
 class Engine(ABC):
     """The contract of all engines: of one objective, some rows and a number of threads.
 
@@ -72,7 +108,9 @@ class Engine(ABC):
     ----------
     name : str
     same_bits : bool
-        Whether the same bytes come out for any threads, chunks and partitions of the rows.
+        Whether the same bytes come out for any threads, chunks and partitions of the rows. The sums of several blocks
+        are then those of `tree`: ``sums(w, order, a, a + 2 * m)`` are ``sums(w, order, a, a + m)`` plus ``sums(w,
+        order, a + m, a + 2 * m)`` in float64, for ``m = block_rows * 2**k``, and also where the rows end before.
     threaded : bool
         Whether `block` may be called from several Python threads at once, and gains by it.
     dropped_block : callable or None
@@ -120,9 +158,10 @@ class Engine(ABC):
         """
 
     def sums(self, weights, order, start, stop):
-        """The `Sums` of rows ``order[start:stop]``: those of its blocks, added in their order.
+        """The `Sums` of rows ``order[start:stop]``: those of its blocks, added as `tree` says.
 
-        Blocks start at multiples of `block_rows` from ``start``. One block alone keeps the dtype of the rows.
+        Blocks start at multiples of `block_rows` from ``start``, and are numbered from there. One block alone keeps the
+        dtype of the rows.
         """
         return self._folded(lambda first, *rows: self.block(weights, *rows), order, start, stop)
 
@@ -134,18 +173,16 @@ class Engine(ABC):
         def one(first):
             return block(first, *self.rows.read(first, min(first + self.block_rows, stop), order))
 
+        if stop - start <= self.block_rows:
+            return one(start)
         firsts = range(start, stop, self.block_rows)
-        parts = map(one, firsts) if self.threads == 1 or len(firsts) == 1 else self._in_order(one, firsts)
-        total = next(parts)
-        if len(firsts) > 1:
-            total = widened(total, self.rows.backend)
-        for part in parts:
-            total = fold(total, part)
-        return total
+        return tree(map(one, firsts) if self.threads == 1 else self._in_order(one, firsts), self.rows.backend)
 
     def _in_order(self, function, items):
         """Results in the order of the items, from all threads, with few of them waiting in memory."""
         if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # four milliseconds, which one thread need not wait for
+
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="bpaccel")
         waiting: deque = deque()
         for item in items:
@@ -209,11 +246,8 @@ def processors():
 
 def thread_count(threads=None):
     """How many threads to use: the argument, else the processors this process may run on, or fewer if
-    ``NUMBA_NUM_THREADS`` or ``OMP_NUM_THREADS`` says so (joblib sets them)."""
+    ``OMP_NUM_THREADS`` says so (joblib sets it)."""
     if threads is not None:
         return whole("threads", threads)
-    count = processors()
-    for variable in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
-        if os.environ.get(variable, "").isdigit():
-            count = min(count, max(1, int(os.environ[variable])))
-    return count
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(processors(), max(1, int(asked))) if asked.isdigit() else processors()

@@ -9,7 +9,6 @@ import contextlib
 import contextvars
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -86,7 +85,13 @@ def feed(weights, X, activations, backend, dtype):
     array of shape (N, O)
         On ``backend``, in ``dtype`` (a name).
     """
-    widths, host = [X.shape[1], *(W.shape[1] for W in weights)], backend.library.name == "numpy"
+    host = backend.library.name == "numpy"
+    if host:
+        from bpaccel.engines.cpu import forward  # on other libraries, nothing of it is needed
+
+        if forward.usable(activations):
+            return forward.outputs(weights, X, activations, dtype)
+    widths = [X.shape[1], *(W.shape[1] for W in weights)]
     count = cached_rows(widths, dtype) if host else min(FED_ROWS, max(1, FED_NUMBERS // max(widths)))
     starts = range(0, X.shape[0], count)
 
@@ -100,6 +105,8 @@ def feed(weights, X, activations, backend, dtype):
         with backend.active():
             parts = [some(at) for at in starts]
     else:
+        from concurrent.futures import ThreadPoolExecutor
+
         with _one_blas_thread(blas), ThreadPoolExecutor(threads, thread_name_prefix="bpaccel") as pool:
             # In the caller's context, which holds np.errstate.
             waiting = [pool.submit(contextvars.copy_context().run, some, at) for at in starts]

@@ -16,7 +16,7 @@ class Buffers:
     rows : Rows
         On the host.
     layer_sizes : tuple of int
-    block_rows : int
+    group_rows : int
         A buffer holds a multiple of so many rows.
 
     Attributes
@@ -25,12 +25,12 @@ class Buffers:
         How many rows are moved at once, at most.
     """
 
-    def __init__(self, cupy, rows, layer_sizes, block_rows):
+    def __init__(self, cupy, rows, layer_sizes, group_rows):
         self._source, self._stream = rows, cupy.cuda.Stream(non_blocking=True)
         self._kernels = cupy.cuda.get_current_stream
         dtype, weighted = np.dtype(rows.dtype), rows.on_host(0, 1)[2] is not None
         row_bytes = (layer_sizes[0] + layer_sizes[-1] + weighted) * dtype.itemsize
-        self.rows = block_rows * max(1, BUFFER_BYTES // (row_bytes * block_rows))
+        self.rows = group_rows * max(1, BUFFER_BYTES // (row_bytes * group_rows))
         held = min(self.rows, rows.n)
         shapes = (held, layer_sizes[0]), (held, layer_sizes[-1]), (held,) if weighted else None
         self.pair = [_Buffer(cupy, shapes, dtype) for _ in range(2)]

@@ -1,8 +1,6 @@
 """The table of engines, and which of them computes what."""
 
 import importlib
-import importlib.util
-from itertools import pairwise
 
 from bpaccel.engines import Engine
 from bpaccel.solvers import Solver
@@ -12,17 +10,26 @@ ENGINES = {
     "array": "bpaccel.engines.blocked:Array",
     "blocked": "bpaccel.engines.blocked:Blocked",
     "jit": "bpaccel.engines.jit:Jit",
-    "numba": "bpaccel.engines.numba:Numba",
-    "blas": "bpaccel.engines.blas:Blas",
+    "fused": "bpaccel.engines.cpu.fused:Fused",
     "cuda": "bpaccel.engines.cuda:Cuda",
     "wide": "bpaccel.engines.wide:Wide",
 }
+
+# Engines of earlier versions, and what goes on with their histories.
+FORMER = {"numba": "fused", "blas": "fused"}
+
+
+def successor(name):
+    """The engine that goes on with a training of an engine, which an earlier version may have had."""
+    return FORMER.get(name, name)
 
 
 def find(name):
     """The engine class of a name; a class of your own is returned as it is."""
     if isinstance(name, type) and issubclass(name, Engine):
         return name
+    if isinstance(name, str) and name in FORMER:
+        raise ValueError(f"engine {name!r} is gone: use engine={FORMER[name]!r}, which takes its place.")
     if not isinstance(name, str) or name not in ENGINES:
         raise ValueError(f"`engine` must be auto, one of {', '.join(ENGINES)}, or a subclass of Engine; got {name!r}.")
     module, _, attribute = ENGINES[name].partition(":")
@@ -76,42 +83,32 @@ def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
     return engine, f"{reason}; {engine.note}" if engine.note else reason
 
 
-# What the calls of a step of NumPy's cost (37 us, 3-4-1), as multiplications of rows by weights that take as long (0.6
-# ns, 64-32-10 with batches of 200); and the work, in the same unit, that NumPy needs 0.3 to 0.6 seconds for, and the
-# compiled engine as long in a fresh process that finds its kernels on the disk. Below it, auto does not compile: that
-# takes two to four seconds, once a machine.
-STEP_COST = 2**15
-COMPILED_WORK = 2**29
 # torch.compile takes three to five seconds for each size of a batch, in a fresh process with nothing kept on the disk
 # up to twenty, and then saves 0.2 ms a step and 5 to 9 ns for each unit of each row (3-4-1, 64-32-10, 28-300-1 and
 # 784-128-10 on two cores). In units and rows, with what a step costs as so many more: the work that is brought from a
 # minute to half of one.
 TORCH_STEP_COST = 2**15
 TORCH_WORK = 2**32
-# From this many bytes of weights between two layers on, `blas` is as fast as `numba` or faster. It took 1.4 times as
-# long for 784-128-10 in float32, 1.2 times for 784-512-10, 1.0 for 1024-1024-10 and 0.86 for 1500-1500-10; in float64
-# 1.04 and 0.91 for 784-512-10 and 1024-1024-10 (two cores, AVX-512, 4,000 to 60,000 rows; with AVX2 alone 1.15, 1.04,
-# 0.97, 0.82, 0.98 and 0.92).
-BLAS_BYTES = 2**22
 
 
 # Looks at the work alone, never at clocks or caches: the second run of a script gives the bits of the first.
 def _automatic(objective, rows, solver, batch_rows, steps):
-    library = rows.backend.library.name
-    compilable = objective.known and objective.dropout is None
-    block = find("blocked").rows_of_a_block(objective, rows)
-    if compilable and find("cuda").refuses(objective, rows, solver) is None:
+    if rows.backend.library.name == "numpy":
+        why_not = refusal(find("fused"), objective, rows, solver)
+        if why_not is None:
+            return "fused", "the rows are NumPy's, and the kernels know each activation and the loss"
+        name, reason = _plain(objective, rows, solver, batch_rows, steps)
+        return name, f"{reason}; engine 'fused' cannot do this: {why_not}"
+    if refusal(find("cuda"), objective, rows, solver) is None:
         return "cuda", f"the network fits in the registers of {rows.backend.name}, and each row is read once"
-    if compilable and find("wide").refuses(objective, rows, solver) is None:
+    if refusal(find("wide"), objective, rows, solver) is None:
         return "wide", "cuBLAS and fused kernels pass over each layer once where the core makes a dozen arrays"
-    if library == "numpy" and compilable and importlib.util.find_spec("numba"):
-        sizes = [i * o for i, o in pairwise(objective.layer_sizes)]
-        work = steps * (batch_rows * sum(sizes) + STEP_COST)
-        if work >= COMPILED_WORK:
-            worth = f"{steps:,} steps of {batch_rows:,} rows are worth compiling"
-            if max(sizes) * (4 if rows.dtype == "float32" else 8) < BLAS_BYTES:
-                return "numba", f"{worth}, and no layer is wide enough for BLAS"
-            return "blas", f"{worth}, and a layer of {max(sizes):,} weights is wide enough for BLAS"
+    return _plain(objective, rows, solver, batch_rows, steps)
+
+
+def _plain(objective, rows, solver, batch_rows, steps):
+    """The best of the engines that run the core's own functions, and why."""
+    library, compilable = rows.backend.library.name, objective.known and objective.dropout is None
     if rows.arrays is None:
         return "blocked", "the rows are not all in memory on this backend, and are read block by block"
     if library == "jax" and steps > 1 and compilable and isinstance(solver, Solver):
@@ -120,6 +117,7 @@ def _automatic(objective, rows, solver, batch_rows, steps):
         work = steps * (batch_rows * sum(objective.layer_sizes[1:]) + TORCH_STEP_COST)
         if work >= TORCH_WORK:
             return "jit", f"{steps:,} steps of {batch_rows:,} rows are worth compiling with torch.compile"
+    block = find("blocked").rows_of_a_block(objective, rows)
     if batch_rows <= block:
         return "array", f"a step's {batch_rows:,} rows fit one block of {block:,}"
     if rows.backend.name in ("numpy", "torch", "jax"):  # on their CPU

@@ -44,9 +44,11 @@ class Cuda(Kernels):
 
     Attributes
     ----------
-    threads_of_a_block, sweeps, shares : int
-        How rows are cut: a share is what a CUDA block sums at once, four neighbouring rows a thread, ``sweeps`` times;
-        a block is that many shares. They fix every bit of the result.
+    threads_of_a_block, sweeps : int
+        How rows are cut: a share, which is this engine's block, is what a CUDA block sums at once, four neighbouring
+        rows a thread, ``sweeps`` times. They fix every bit of the result.
+    shares : int
+        How many shares are a group, whose sums meet first: a power of two. It changes no bit.
     blocks_at_once : tuple of int
         How many CUDA blocks a multiprocessor is to hold at once: the first with which the compiler moves no number
         from registers to memory. It changes no bit.
@@ -71,7 +73,7 @@ class Cuda(Kernels):
     @functools.cached_property
     def buffers(self):
         """Where rows from the host pass through."""
-        return Buffers(self.cupy, self.rows, self.objective.layer_sizes, self.block_rows)
+        return Buffers(self.cupy, self.rows, self.objective.layer_sizes, self.group_rows())
 
     def close(self):
         super().close()
@@ -82,7 +84,7 @@ class Cuda(Kernels):
     def refuses(cls, objective, rows, solver):
         if trouble := cls.out_of_reach(rows.backend):
             return trouble
-        if not objective.known:
+        if not objective.shipped:
             return "it cannot compile activations or losses of your own. Use engine='blocked'."
         need = cls.registers(objective, rows.dtype, weighted=True, vector=False)
         if need > MOST_REGISTERS:
@@ -92,12 +94,17 @@ class Cuda(Kernels):
 
     @classmethod
     def rows_of_a_block(cls, objective, rows):
-        return cls.shares * cls.share_rows()
+        return cls.share_rows()
 
     @classmethod
     def share_rows(cls):
         """The rows that a CUDA block sums at once."""
         return 4 * cls.threads_of_a_block * cls.sweeps
+
+    @classmethod
+    def group_rows(cls):
+        """The rows of a group of shares. A launch that takes a part of a step begins with a group."""
+        return cls.shares * cls.share_rows()
 
     @classmethod
     def registers(cls, objective, dtype, *, weighted, vector):
@@ -262,11 +269,11 @@ class _Job:
                 launches[number](j, end - first, first=first - start, origin=first)
 
     def _work(self, launched, *, weighted):
-        """Where sums of shares and blocks wait, and the counters, for launches of at most so many rows."""
+        """Where sums of shares and groups wait, and the counters, for launches of at most so many rows."""
         e, cp = self.engine, self.cp
         numbers = self.weights.size + 2 + weighted
-        shares, blocks = -(-launched // e.share_rows()), -(-self.rows // e.block_rows)
-        return (cp.empty(shares * numbers, np.float64), cp.empty(blocks * numbers, np.float64),
+        shares, groups = -(-launched // e.share_rows()), -(-self.rows // e.group_rows())
+        return (cp.empty(shares * numbers, np.float64), cp.empty(groups * numbers, np.float64),
                 cp.zeros(2 + -(-shares // e.shares), np.uint32))  # fmt: skip
 
 

@@ -8,9 +8,12 @@
 //   THREADS 256    SWEEPS 4    SHARES 64    MIN_BLOCKS 4
 //
 // Every bit is fixed by the rows alone, on any GPU and on a CPU (compile with -fmad=false; fused operations are written
-// out). Rows are cut into shares of 4 * THREADS * SWEEPS, a share's rows go to threads by their number, sums go from
-// threads to warps to shares to blocks of SHARES shares to the total, always in the same order, and from the warps on
-// in double. How many CUDA blocks do it, and in how many launches, changes nothing. Atomics only count and elect.
+// out). Rows are cut into shares of 4 * THREADS * SWEEPS, and a share's rows go to threads by their number. A share is
+// what engines/__init__.py calls a block: here that word is taken, for a CUDA block sums a share at once. Sums go from
+// threads to warps to shares in a fixed order, and from shares to the total as one binary tree over share numbers; from
+// the warps on they are double. The CUDA block that ends the last share of a group of SHARES adds the group, and that
+// which ends the last group adds the groups. SHARES is a power of two, for a group to be a node of the tree: it changes
+// no bit, nor does the number of CUDA blocks or of launches. Atomics only count and elect.
 // Subnormal numbers are 0 in float32: CuPy compiles all kernels with -ftz=true, after whatever options they ask for.
 
 // --- numbers ---------------------------------------------------------------------------------------------------------
@@ -409,6 +412,21 @@ template <int N, int D> INLINE void add_lanes(Real* sums, int& first, int& end) 
     if constexpr (D > 1) add_lanes<HALF, D / 2>(sums, first, end);
 }
 
+// The sum of value(0) ... value(count - 1), in a binary tree over their numbers, N of them at most: a right half that
+// does not exist counts for nothing. All values are read before the first is added, so that they travel together.
+template <int N, class Value> INLINE double add_tree(const Value& value, int count) {
+    double node[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k) node[k] = k < count ? value(k) : 0.;
+#pragma unroll
+    for (int half = 1; half < N; half *= 2) {
+#pragma unroll
+        for (int k = 0; k + half < N; k += 2 * half)
+            if (k + half < count) node[k] += node[k + half];
+    }
+    return node[0];
+}
+
 // The sums of all threads of a CUDA block, in double. A barrier must come before they are read, and before the next.
 INLINE void add_threads(Real* sums, double* to) {
     __shared__ Real warps[THREADS / 32][NS];
@@ -418,27 +436,24 @@ INLINE void add_threads(Real* sums, double* to) {
     for (int i = 0; i < (NS + 31) / 32; ++i)
         if (first + i < end) warps[threadIdx.x / 32][first + i] = sums[i];
     __syncthreads();
-    for (int i = threadIdx.x; i < NS; i += blockDim.x) {
-        double sum = 0.;
-        for (unsigned int k = 0; k < blockDim.x / 32; ++k) sum += (double)warps[k][i];
-        to[i] = sum;
-    }
+    for (int i = threadIdx.x; i < NS; i += blockDim.x)
+        to[i] = add_tree<THREADS / 32>([=](int k) { return (double)warps[k][i]; }, (int)blockDim.x / 32);
 }
 
-// Adds sets of sums that other CUDA blocks left: every eighth one by one, then the eight.
-INLINE void add_sets(const double* sets, long long count, double* to) {
-    __shared__ double groups[8][NS];
-    for (int k = threadIdx.x; k < 8 * NS; k += blockDim.x) {
-        double sum = 0.;
-#pragma unroll 4
-        for (long long set = k / NS; set < count; set += 8) sum += __ldcg(sets + set * NS + k % NS);
-        groups[k / NS][k % NS] = sum;
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < NS; i += blockDim.x) {
-        double sum = 0.;
-        for (int k = 0; k < 8; ++k) sum += groups[k][i];
-        to[i] = sum;
+// Adds `count` sets of sums that other CUDA blocks left, in a binary tree over their numbers: eight neighbours at a
+// time, whose sum takes the place of the first, until one set is left. One thread alone reads eight numbers and writes.
+INLINE void add_sets(double* sets, int count, double* to) {
+    static_assert((SHARES & (SHARES - 1)) == 0, "a group of shares must be a node of the tree");
+    for (int apart = NS;; apart *= 8) {  // from a set that is left to the next
+        const int eights = (count + 7) / 8;
+        for (int k = threadIdx.x; k < eights * NS; k += blockDim.x) {
+            double* first = sets + k / NS * 8 * apart + k % NS;
+            const double sum = add_tree<8>([=](int j) { return __ldcg(first + j * apart); }, count - k / NS * 8);
+            (eights == 1 ? to + k : first)[0] = sum;
+        }
+        if (eights == 1) return;
+        count = eights;
+        __syncthreads();
     }
 }
 
@@ -461,7 +476,7 @@ INLINE bool last_to_come(unsigned int* counter, unsigned int count) {
 enum { NOTHING, GRADIENT_DESCENT, MOMENTUM, NESTEROV, ADAM, RMSPROP };   // solvers; NOTHING: the sums are wanted
 enum { MEAN, L1, L2, CLIP, FIRST, SECOND, THIRD };                       // places of `rules`
 enum { RATE, REMAINS, ROOT, RATES };                                     // of a step: see _Job.settle_by in cuda.py
-enum { BLOCKS_COME, STEPS_TAKEN, SHARES_COME };                          // places of `counters`; the last is many
+enum { GROUPS_COME, STEPS_TAKEN, SHARES_COME };                          // places of `counters`; the last is many
 
 __device__ inline bool is_bias(int weight) {
     bool found = false;
@@ -532,7 +547,7 @@ INLINE void settle(double* total, double rows, Real* current, Real* weights, Rea
 }
 
 // Takes `steps` steps from `step` on, each over rows starts[step]:stops[step] of the order; of each, this launch does
-// the shares from `first_share` to `last_share`, and whoever ends the last block of them all ends the step.
+// the shares from `first_share` to `last_share`, and whoever ends the last group of them all ends the step.
 //   one CUDA block: all steps, without a word to anybody; for few rows
 //   a cooperative launch, all of whose CUDA blocks run at once: they wait for each other between steps
 //   any other: one step, or a part of one
@@ -542,14 +557,14 @@ train(const Real* __restrict__ x, const Real* __restrict__ y, const Real* __rest
       int ordered, long long origin, const long long* starts, const long long* stops, const Real* rates,
       long long step, long long steps, long long first_share, long long last_share, Real* weights, Real* state,
       Real* second_state, const double* rules, int solver, double* totals, double* sums, double* share_sums,
-      double* block_sums, unsigned int* counters) {
+      double* group_sums, unsigned int* counters) {
     __shared__ Real current[NW];
     __shared__ double total[NS];
     const Rows rows = {x, y, row_weights, x_row, x_column, y_row, y_column, weight_row, ordered ? order : nullptr,
                        origin};
     for (long long taken = 0; taken < steps; ++taken, ++step) {
         const long long start = starts[step], stop = stops[step];
-        const long long shares = (stop - start + SHARE_ROWS - 1) / SHARE_ROWS, blocks = (shares + SHARES - 1) / SHARES;
+        const long long shares = (stop - start + SHARE_ROWS - 1) / SHARE_ROWS, groups = (shares + SHARES - 1) / SHARES;
         // Without a share of this step it is not waited for, and would look at weights that are just being moved.
         if (first_share + blockIdx.x >= shares) continue;
         if (taken && gridDim.x > 1) {
@@ -568,7 +583,7 @@ train(const Real* __restrict__ x, const Real* __restrict__ y, const Real* __rest
 
         bool ends = false;  // whether this CUDA block ends the step
         for (long long share = first_share + blockIdx.x; share < shares && share < last_share; share += gridDim.x) {
-            const long long first = start + share * SHARE_ROWS, block = share / SHARES, local = share - first_share;
+            const long long first = start + share * SHARE_ROWS, group = share / SHARES, local = share - first_share;
             Real added[NS];
 #pragma unroll
             for (int i = 0; i < NS; ++i) added[i] = 0;
@@ -579,12 +594,12 @@ train(const Real* __restrict__ x, const Real* __restrict__ y, const Real* __rest
                 continue;
             }
             add_threads(added, share_sums + local * NS);
-            const int others = (int)(shares - block * SHARES < SHARES ? shares - block * SHARES : SHARES);
+            const int others = (int)(shares - group * SHARES < SHARES ? shares - group * SHARES : SHARES);
             if (!last_to_come(counters + SHARES_COME + local / SHARES, others)) continue;
-            add_sets(share_sums + local / SHARES * SHARES * NS, others, blocks == 1 ? total : block_sums + block * NS);
-            if (blocks > 1) {
-                if (!last_to_come(counters + BLOCKS_COME, (unsigned int)blocks)) continue;
-                add_sets(block_sums, blocks, total);
+            add_sets(share_sums + local / SHARES * SHARES * NS, others, groups == 1 ? total : group_sums + group * NS);
+            if (groups > 1) {
+                if (!last_to_come(counters + GROUPS_COME, (unsigned int)groups)) continue;
+                add_sets(group_sums, (int)groups, total);
             }
             ends = true;
         }

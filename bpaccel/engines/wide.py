@@ -49,7 +49,7 @@ class Wide(Kernels):
         if trouble := cls.out_of_reach(rows.backend):
             return trouble
         names = {*(f.name for f in objective.activations), _loss(objective)[0]}
-        if not objective.known or not names <= {*ACTIVATIONS, *LOSSES}:
+        if not objective.shipped or not names <= {*ACTIVATIONS, *LOSSES}:
             return f"it knows {', '.join([*ACTIVATIONS, *LOSSES])}, not functions of your own. Use engine='array'."
         return None
 

@@ -35,13 +35,13 @@ class Tests(NamedTuple):
     sanitized: str
 
 
-# Every number of rows against NumPy, two solvers' steps, and the same bits in all ways and orders of threads.
+# Every number of rows against NumPy, two solvers' steps, the same bits in all ways and orders of threads, and the tree.
 KERNEL = Tests(
     "tests/test_engines_cuda.py",
     "float32-C or (one_by_one and float32 and (adam or nesterov)) or (orders_of_threads and (257 or 2500)) "
-    "or odd_addresses or last_steps or real_sizes",
+    "or odd_addresses or last_steps or real_sizes or one_tree or (climbed and 129)",
     "thread",
-    "orders_of_threads and 2500",
+    "(orders_of_threads and 2500) or 1-72",
 )
 LAUNCHES = Tests(
     "tests/test_engines_cuda.py",
@@ -80,15 +80,24 @@ MLP = {
     ),
     "adds half of the lanes": ("add_lanes<NS, 16>", "add_lanes<NS, 8>"),
     "lanes keep each other's half": ("second ? low : high, D)", "second ? high : low, D)"),
-    "the last warp is not added": ("k < blockDim.x / 32; ++k", "k < blockDim.x / 32 - 1; ++k"),
-    "every set but the first eight is lost": ("set < count; set += 8", "set < count && set < 8; set += 8"),
+    "the last warp is not added": ("(int)blockDim.x / 32);", "(int)blockDim.x / 32 - 1);"),
+    "sums are added from left to right": (
+        "for (int half = 1; half < N; half *= 2) {\n#pragma unroll\n"
+        "        for (int k = 0; k + half < N; k += 2 * half)\n"
+        "            if (k + half < count) node[k] += node[k + half];\n    }",
+        "for (int k = 1; k < N; ++k)\n        if (k < count) node[0] += node[k];",
+    ),
+    "every set but the first eight is lost": ("const int eights = (count + 7) / 8;", "const int eights = 1;"),
+    "sets that are not there are added": ("}, count - k / NS * 8);", "}, 8);"),
+    "sums of eights are looked for among single sets": ("int apart = NS;; apart *= 8", "int apart = NS;;"),
+    "eights are added that lie apart": ("first = sets + k / NS * 8 * apart", "first = sets + k / NS * apart"),
     "shares are added in the order of their arrival": (
         "add_threads(added, share_sums + local * NS);\n",
         "__shared__ int place;\n            if (threadIdx.x == 0)\n                place = (int)atomicAdd(counters + "
         "SHARES_COME + local / SHARES, 0u);\n            __syncthreads();\n"
         "            add_threads(added, share_sums + (local / SHARES * SHARES + place) * NS);\n",
     ),
-    "sums of blocks at the wrong place": ("total : block_sums + block * NS", "total : block_sums + block * (NS - 1)"),
+    "sums of groups at the wrong place": ("total : group_sums + group * NS", "total : group_sums + group * (NS - 1)"),
     "sums of later steps do not begin at 0": ("added[i] = 0;", "added[i] = taken && share == first_share ? w[0] : 0;"),
     # --- formulas ---
     "the logistic's slope is a": ("slope(Real a) { return fma(-a, a, a); }", "slope(Real a) { return a; }"),
@@ -106,11 +115,9 @@ MLP = {
         "warps[threadIdx.x / 32][first + i] = sums[i];\n    __syncthreads();",
         "warps[threadIdx.x / 32][first + i] = sums[i];",
     ),
-    "no barrier between the eight groups and their sum": (
-        "= sum;\n    }\n    __syncthreads();\n    for (int i = threadIdx.x; i < NS; i += blockDim.x) {\n"
-        "        double sum = 0.;\n        for (int k = 0; k < 8",
-        "= sum;\n    }\n    for (int i = threadIdx.x; i < NS; i += blockDim.x) {\n"
-        "        double sum = 0.;\n        for (int k = 0; k < 8",
+    "no barrier between two levels of the tree": (
+        "count = eights;\n        __syncthreads();",
+        "count = eights;",
     ),
     "no barrier before a block is counted": (
         "__shared__ bool last;\n    __syncthreads();",
@@ -175,7 +182,8 @@ CUDA_PY = {
         "self._work(min(self.rows, buffers.rows),",
         "self._work(int(self.stops[0] - self.starts[0]),",
     ),
-    "one block's sums of memory": ("-(-self.rows // e.block_rows)", "1"),
+    "one group's sums of memory": ("-(-self.rows // e.group_rows())", "1"),
+    "a launch begins within a group": ("layer_sizes, self.group_rows())", "layer_sizes, self.block_rows)"),
     "too few counters": ("cp.zeros(2 + -(-shares // e.shares), np.uint32)", "cp.zeros(2, np.uint32)"),
     "every buffer is taken for the first": ("begin = first // self._share_rows", "begin = 0"),
     "rows are looked for where they were on the host": ("np.array([origin, step,", "np.array([0, step,"),

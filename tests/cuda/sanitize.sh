@@ -11,11 +11,12 @@ case $kind in
 thread)
     export BPACCEL_SANITIZE=thread TSAN_OPTIONS="exitcode=66 report_signal_unsafe=0"
     library=libtsan.so
-    some="(orders_of_threads and 2500) or last_steps or (however_late and 5000)" ;;
+    some="(orders_of_threads and 2500) or 1-72 or last_steps or (however_late and 5000)" ;;
 address)
     export BPACCEL_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1
     library=libasan.so
-    some="(orders_of_threads and 1024) or odd_addresses or mini_batches or (however_late and 5000) or float32-C" ;;
+    some="(orders_of_threads and 1024) or 1-72 or odd_addresses or mini_batches or (however_late and 5000)"
+    some="$some or float32-C" ;;
 *)
     echo "usage: sanitize.sh thread|address [python] [pytest arguments]" >&2
     exit 2 ;;
