@@ -34,7 +34,9 @@ CALLS = Path(__file__).with_name("calls.py")
 SIZES = tuple(4 * 10**k for k in range(7))  # rows, of which 100 steps are taken
 LEAST, LONG_SECONDS = 3, 90.0  # rounds of a work whose rounds take longer together
 FIGURES = ("import", "call", "process", "peak")
-SAME_ERROR, SAME_LOSS = 1e-5, 1e-3  # of nets: absolute; of estimators' float64: relative, after hundreds of epochs
+# Of nets: absolute, for the tutorial's sums of float32 over 4 million rows are themselves 3e-5 off. Of estimators'
+# float64: relative, after hundreds of epochs.
+SAME_ERROR, SAME_LOSS = 1e-4, 1e-3
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def call(work, who, folder):
     """
     with tempfile.TemporaryDirectory(prefix="home-", dir=folder) as home:
         places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"), home)
-        kept = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+        kept = dict(os.environ)
         began = time.perf_counter()
         done = subprocess.run([sys.executable, "-W", "ignore", str(CALLS), work, who, str(folder)],
                               capture_output=True, text=True, check=False, env=kept | places)  # fmt: skip
@@ -189,7 +191,7 @@ CALL_NOTES = (
     "included. Ratio: the median of the rounds' own, above 1 where we are faster.",
     "",
     "Both classifiers have their default parameters, and end with the same loss to 0.1 %; the others end with the same "
-    "error to 1e-5.",
+    "error to 1e-4.",
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 Array = Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Activation:
     """A row of the table.
 

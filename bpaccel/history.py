@@ -10,7 +10,7 @@ from bpaccel.engines import Batches
 COLUMNS = ("step", "epoch", "loss", "error", "rate", "seconds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """What a resumed training needs beside the weights: where it stopped, and what must not change."""
 
@@ -21,7 +21,7 @@ class State:
     shape: Any
 
 
-@dataclass
+@dataclass(eq=False)
 class History:
     """What training saw: columns of plain numbers, a row for each recorded step.
 
@@ -120,7 +120,7 @@ class Plan:
         return Batches(order, starts, np.minimum(starts + self.batch_size, self.n))
 
 
-@dataclass
+@dataclass(eq=False)
 class Progress:
     """What a callback gets at each row of the history; returning True from it stops the training.
 

@@ -120,7 +120,7 @@ def _free_for_jax(device):
     return found["bytes_limit"] - found["bytes_in_use"] if "bytes_limit" in found else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Library:
     """One array library: how it is loaded, told from others, brought to the host and waited for."""
 

@@ -13,7 +13,7 @@ from typing import Any
 Array = Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loss:
     """A row of the table.
 

@@ -20,7 +20,7 @@ def _mean_squares(squares, updates, share):
     return [share * s + (1.0 - share) * (u * u) for s, u in zip(squares, updates)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Solver:
     """The contract: `start` makes a state for weights, `step` returns new weights and a new state.
 
@@ -31,12 +31,22 @@ class Solver:
     def start(self, weights):
         return ()
 
+    # Written once: for each class anew, as a dataclass does, they take as long to make as the rest of this module.
+    def __eq__(self, other):
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self):
+        return hash((type(self), *vars(self).items()))
+
+    def __repr__(self):
+        return f"{type(self).__qualname__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
     def __str__(self):
         values = ", ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
         return f"{_name(self)}({values})" if values else _name(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GradientDescent(Solver):
     """The tutorial's ``syn += rate * update``."""
 
@@ -44,7 +54,7 @@ class GradientDescent(Solver):
         return apply_updates(weights, updates, rate), state
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Momentum(Solver):
     """A velocity that keeps a share ``momentum`` of itself (Polyak 1964)."""
 
@@ -59,7 +69,7 @@ class Momentum(Solver):
         return (_zeros(weights),)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Nesterov(Momentum):
     """Momentum that looks one step ahead (Sutskever et al. 2013, as scikit-learn and torch write it)."""
 
@@ -69,7 +79,7 @@ class Nesterov(Momentum):
         return apply_updates(weights, ahead, 1.0), (velocities,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Adam(Solver):
     """Steps scaled by running means of the updates and of their squares (Kingma & Ba 2014, algorithm 1, in the more
     efficient order of its section 2)."""
@@ -93,7 +103,7 @@ class Adam(Solver):
         return means, _mean_squares(squares, updates, self.beta_2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AdamW(Adam):
     """Adam beside which the weights decay by themselves: each step first multiplies them by
     ``1 - rate * weight_decay`` (Loshchilov & Hutter 2019, algorithm 2, as torch writes it).
@@ -113,7 +123,7 @@ class AdamW(Adam):
         return apply_updates(decayed, scaled, rate / (1.0 - self.beta_1 ** (t + 1))), (means, squares)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class RMSprop(Solver):
     """Updates divided by the root of the running mean of their squares (Hinton 2012, lecture 6e), and a velocity of
     them that keeps a share ``momentum`` of itself; as torch writes it."""

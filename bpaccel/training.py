@@ -8,8 +8,7 @@ bit of the result.
 import contextlib
 import math
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,8 +39,7 @@ class DivergenceError(ArithmeticError):
         return type(self), (str(self), self.step, self.history)
 
 
-@dataclass(frozen=True)
-class _Cut:
+class _Cut(NamedTuple):
     """Where the engine was sent off, so that it can be again."""
 
     step: int
@@ -162,10 +160,17 @@ class _Record:
             return None
         self.row = min(int(rows[-1]) + self.every, self.stop - 1)
         seconds = began + (ended - began) * (rows + 1 - first) / (end - first)
-        means = [_mean(self.objective, since[a:b]) for a, b in zip(starts, stops)]
+        means = self._means(since, starts, stops)
         for row, (loss, error), second in zip(rows.tolist(), means, seconds.tolist()):
             self.history.append(row, self.plan.epoch(row), loss, error, rate, second)
         return since[starts[-1] : stops[-1]]
+
+    def _means(self, totals, starts, stops):
+        """Loss and error of each row: those of its only step, or means over its steps."""
+        if np.all(stops - starts == 1) and np.all(totals[starts, 0] > 0):
+            found = totals[starts]
+            return zip(self.objective.value(found).tolist(), (found[:, 2] / found[:, 0]).tolist())
+        return [_mean(self.objective, totals[a:b]) for a, b in zip(starts, stops)]
 
 
 def shape_of(objective):
@@ -196,8 +201,6 @@ def finish(callbacks, network, history):
 
 def _mean(objective, totals):
     """Loss and error over some steps: the weighted means of the totals (k, 4)."""
-    if len(totals) == 1 and totals[0, 0] > 0:
-        return float(objective.value(totals[0])), float(totals[0, 2] / totals[0, 0])
     weight = totals[:, 0]
     if not weight.sum() > 0:  # batches may weigh nothing, if the sample weights of all of their rows are 0
         return math.nan, math.nan

@@ -83,7 +83,9 @@ class Sanitizer:
 
     def run(self, checkout, *arguments, **kwargs):
         """Run Python in a `Checkout` whose kernels this one watches."""
-        preload = subprocess.run(["g++", f"-print-file-name={self.library}"], capture_output=True, text=True, check=True)
+        preload = subprocess.run(
+            ["g++", f"-print-file-name={self.library}"], capture_output=True, text=True, check=True
+        )
         environment = checkout.environment(
             LD_PRELOAD=preload.stdout.strip(), OPENBLAS_NUM_THREADS="1", BPACCEL_REQUIRE="fused", **self.options
         )

@@ -196,8 +196,7 @@ def settle_by(plan, solver, state, rates, step, totals):
     table = np.empty((len(rates), RATES))
     if solver is not None:
         plan.solver, shares, rates_of = SOLVERS[type(solver)]
-        steps = np.arange(step + 1, step + len(rates) + 1, dtype=np.float64)
-        table[:, 0], table[:, 1], table[:, 2] = rates_of(solver, rates, steps)
+        table[:, 0], table[:, 1], table[:, 2] = rates_of(solver, rates, step + 1)
         numbers = [getattr(solver, name) for name in shares]
         plan.first, plan.second = (*numbers, 0.0, 0.0)[:2]
         plan.state, plan.second_state = (*map(address, state), 0, 0)[:2]

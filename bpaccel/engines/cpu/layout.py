@@ -1,7 +1,7 @@
 """Where the numbers of a network lie while the kernels work on a stretch of rows, and in the sums of a block."""
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from bpaccel.engines.cpu.plan import STRETCH_BYTES, TOTALS, WORD_BYTES
 
@@ -15,8 +15,7 @@ LANE_BYTES = 128
 PACKED_INPUTS = 64
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Places in a thread's memory, in units of ``apart`` numbers, and in the sums of a block.
 
     Attributes

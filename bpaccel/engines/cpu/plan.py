@@ -5,6 +5,8 @@ Addresses are whole numbers here. A test compares offsets and sizes with those o
 
 import ctypes
 
+import numpy as np
+
 from bpaccel.solvers import Adam, AdamW, GradientDescent, Momentum, Nesterov, RMSprop
 
 I64, Address, Real = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
@@ -63,26 +65,30 @@ class Table(ctypes.Structure):
     )  # fmt: skip
 
 
-def _plain(solver, rates, steps):
+def _plain(solver, rates, first):
     return rates, 1.0, 0.0
 
 
-def _adam(solver, rates, steps):
+def _adam(solver, rates, first):
+    steps = np.arange(first, first + len(rates), dtype=np.float64)
     correction = (1.0 - solver.beta_2**steps) ** 0.5
     return rates * correction / (1.0 - solver.beta_1**steps), 1.0, solver.epsilon
 
 
-def _adamw(solver, rates, steps):
-    corrected, _, epsilon = _adam(solver, rates, steps)  # its epsilon is added to the corrected root
+def _adamw(solver, rates, first):
+    corrected, _, epsilon = _adam(solver, rates, first)
+    steps = np.arange(first, first + len(rates), dtype=np.float64)
+    # Its epsilon is added to the corrected root.
     return corrected, 1.0 - rates * solver.weight_decay, epsilon * (1.0 - solver.beta_2**steps) ** 0.5
 
 
-def _rmsprop(solver, rates, steps):
+def _rmsprop(solver, rates, first):
     return rates, 1.0, solver.epsilon
 
 
 # The solvers whose steps the kernels take, by exact type: a subclass may do something else. The number in plan.hpp, the
-# shares that the state keeps of itself, and ``(solver, rates, steps) -> rate, remains, epsilon`` for steps from 1 on.
+# shares that the state keeps of itself, and ``(solver, rates, first) -> rate, remains, epsilon``; ``first`` is the number
+# of the first step, counted from 1.
 SOLVERS = {
     GradientDescent: (1, (), _plain),
     Momentum: (2, ("momentum",), _plain),
