@@ -14,9 +14,9 @@ from bpaccel.engines.cpu.plan import BLOCK_ROWS, CONTROL, RATES, SOLVERS, TOTALS
 
 # Sums of blocks that are kept until they are added up; but those of four blocks a thread in any case.
 SLOTS_BYTES = 2**20
-# Below this many multiplications a step, rows times weights, another thread gains little: two were 1.2 times as fast as
-# one at half of it, 1.6 times at it, 1.7 times at twice.
-THREADED_WORK = 2**16
+# From so many multiplications a step on, rows times weights times the bytes of a number, another thread pays: 3-4-1 took
+# two threads 0.6 times as long as one on 4,000 rows of float64, and as long on 4,000 of float32 (two cores).
+THREADED_WORK = 2**18
 # From so many rows of a step on, it pays to put weights into tiles.
 PACKED_ROWS = 256
 END = CONTROL.index("end") * WORD_BYTES // 8
@@ -122,7 +122,7 @@ class Launch:
                 field.at, field.row, field.column = address(x), x.strides[0] // x.itemsize, x.strides[-1] // x.itemsize
         rows = int((self.stops - self.starts).max())
         blocks, at = -(-rows // BLOCK_ROWS), program.layout
-        shared = blocks > 1 and rows * program.count >= THREADED_WORK
+        shared = blocks > 1 and rows * program.count * program.dtype.itemsize >= THREADED_WORK
         self.threads = min(threads, blocks) if shared else 1
         plan.slots = max(1, min(blocks, max(SLOTS_BYTES // at.slot_bytes, 4 * self.threads)))
         self.packed = any(at.tiles) and rows >= PACKED_ROWS
