@@ -8,10 +8,11 @@ import numpy as np
 from bpaccel.activations import get
 from bpaccel.data import dense
 from bpaccel.engines import thread_count
-from bpaccel.engines.cpu.launch import PACKED_ROWS, address, aligned, helpers, network_plan, readable
+from bpaccel.engines.cpu.launch import PACKED_ROWS, address, aligned, network_plan, readable
 from bpaccel.engines.cpu.layout import layout
 from bpaccel.engines.cpu.library import Missing, library
 from bpaccel.engines.cpu.plan import BLOCK_ROWS
+from bpaccel.engines.cpu.threads import helpers
 
 # From so many multiplications on, a second thread gains more than it costs to ask for it: some 0.2 ms of work.
 THREADED_WORK = 2**22
@@ -93,7 +94,7 @@ class _Network:
         others = [helpers().submit(some, at, min(at + share, n)) for at in range(share, n, share)]
         some(0, share)
         for other in others:
-            other.result()
+            other.wait()
 
     def _pack(self):
         sizes = self.layout.tiles

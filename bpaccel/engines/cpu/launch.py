@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import os
-import threading
 from itertools import pairwise
 
 import numpy as np
@@ -11,11 +10,12 @@ import numpy as np
 from bpaccel.engines.cpu.layout import layout
 from bpaccel.engines.cpu.library import library
 from bpaccel.engines.cpu.plan import BLOCK_ROWS, CONTROL, RATES, SOLVERS, TOTALS, WORD_BYTES, Plan
+from bpaccel.engines.cpu.threads import helpers
 
 # Sums of blocks that are kept until they are added up; but those of four blocks a thread in any case.
 SLOTS_BYTES = 2**20
-# From so many multiplications a step on, rows times weights times the bytes of a number, another thread pays: 3-4-1 took
-# two threads 0.6 times as long as one on 4,000 rows of float64, and as long on 4,000 of float32 (two cores).
+# From so many multiplications a step on, rows times weights times the bytes of a number, another thread pays: on 4,000
+# rows 3-4-1 took two threads 0.6 times as long as one in float64, and as long in float32 (two cores).
 THREADED_WORK = 2**18
 # From so many rows of a step on, it pays to put weights into tiles.
 PACKED_ROWS = 256
@@ -220,23 +220,6 @@ class Memory:
 
     def take_back(self, memory):
         self._spare.setdefault(len(memory), []).append(memory)
-
-
-_pool = None
-_pool_owner = None
-_lock = threading.Lock()
-MOST_HELPERS = 256  # of all runs at once; a thread is begun where none is idle
-
-
-def helpers():
-    """The pool of threads of this process: a forked child has none of its parent's."""
-    global _pool, _pool_owner
-    with _lock:
-        if _pool_owner != os.getpid():
-            from concurrent.futures import ThreadPoolExecutor  # small work never asks for it
-
-            _pool, _pool_owner = ThreadPoolExecutor(MOST_HELPERS, thread_name_prefix="bpaccel"), os.getpid()
-        return _pool
 
 
 @functools.cache
