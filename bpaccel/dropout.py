@@ -4,7 +4,7 @@ Who is silent is a pure function of the seed, the step, the place of the row in 
 It is drawn on the host, so that every library, engine, number of threads and cut of a training sees the same.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from bpaccel.activations import Activation
 DRAWS = 8  # numbers of 32 bits that Philox makes of one value of its counter
 
 
-@dataclass(frozen=True)
-class Dropout:
+class Dropout(NamedTuple):
     """Silence a share of the hidden units in each step, and make the others as much louder ("inverted" dropout).
 
     The expected layer is then the whole one, and predictions need no change.

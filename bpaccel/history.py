@@ -1,7 +1,7 @@
 """History: what a training saw, what it needs to go on, and what its callbacks get."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,8 +10,7 @@ from bpaccel.engines import Batches
 COLUMNS = ("step", "epoch", "loss", "error", "rate", "seconds")
 
 
-@dataclass(frozen=True, eq=False)
-class State:
+class State(NamedTuple):
     """What a resumed training needs beside the weights: where it stopped, and what must not change."""
 
     step: int

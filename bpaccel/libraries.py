@@ -7,8 +7,7 @@ import contextlib
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -120,8 +119,7 @@ def _free_for_jax(device):
     return found["bytes_limit"] - found["bytes_in_use"] if "bytes_limit" in found else None
 
 
-@dataclass(frozen=True, eq=False)
-class Library:
+class Library(NamedTuple):
     """One array library: how it is loaded, told from others, brought to the host and waited for."""
 
     name: str

@@ -14,7 +14,7 @@ from bpaccel import activations, losses, native, solvers, testing
 from bpaccel.backends import backend as backend_of_name
 from bpaccel.data import Rows
 from bpaccel.engines import Batches, choice
-from bpaccel.engines.cpu import launch, library, plan
+from bpaccel.engines.cpu import launch, library, plan, threads
 from bpaccel.engines.cpu.fused import Fused
 from bpaccel.engines.cpu.plan import BLOCK_ROWS
 from bpaccel.native import build
@@ -381,7 +381,7 @@ def test_no_helpers_give_the_same(monkeypatch):
         def submit(self, *_):
             pass
 
-    monkeypatch.setattr(launch, "helpers", Gone)
+    monkeypatch.setattr(threads, "helpers", Gone)
     assert trained(engine, weights) == want
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from bpaccel.engines.cpu.layout import layout
 from bpaccel.engines.cpu.library import library
 from bpaccel.engines.cpu.plan import BLOCK_ROWS, CONTROL, RATES, SOLVERS, TOTALS, WORD_BYTES, Plan
-from bpaccel.engines.cpu.threads import helpers
 
 # Sums of blocks that are kept until they are added up; but those of four blocks a thread in any case.
 SLOTS_BYTES = 2**20
@@ -175,8 +174,11 @@ class Launch:
 
         scratch = self.scratch()
         try:
-            for _ in range(self.threads - 1):
-                helpers().submit(help_out, self)
+            if self.threads > 1:
+                from bpaccel.engines.cpu.threads import helpers  # small work never asks for help
+
+                for _ in range(self.threads - 1):
+                    helpers().submit(help_out, self)
             table.lead(plan_at, address(scratch))
             for memory in (scratch, *self._kept):  # all blocks are done: nobody writes there any more
                 self.memory.take_back(memory)

@@ -36,7 +36,8 @@ class Helpers:
     """The helping threads of a process."""
 
     def __init__(self):
-        self._tasks, self._lock, self._idle = SimpleQueue(), threading.Lock(), 0
+        self._tasks: SimpleQueue[Task] = SimpleQueue()
+        self._lock, self._idle = threading.Lock(), 0
 
     def submit(self, function, *arguments):
         """Have a thread call ``function(*arguments)``: a `Task`."""
