@@ -150,7 +150,7 @@ class _Record:
         rows = np.arange(self.row, end, self.every)
         if end == self.stop and rows[-1:] != end - 1:
             rows = np.append(rows, end - 1)
-        since = np.concatenate([self._since, totals])
+        since = np.concatenate([self._since, totals]) if len(self._since) else totals
         stops = rows + 1 - end + len(since)
         if self.plan.batch_size == self.plan.n:  # a row is its step's
             self._since, starts = since[:0], stops - 1

@@ -57,10 +57,9 @@ def test_mini_batches_have_the_same_bits_for_any_threads_chunks_and_cuts(dtype):
     batches = Batches(order, [0, 9000, 5], [12_345, n, 6])
     engine, weights = made(n, dtype=dtype, weighted=True, bias=True)
     want = trained(engine, weights, batches=batches)
-    for threads in (2, 3, 8):
+    for count in (2, 3, 8):
         assert (
-            trained(made(n, threads=threads, dtype=dtype, weighted=True, bias=True)[0], weights, batches=batches)
-            == want
+            trained(made(n, threads=count, dtype=dtype, weighted=True, bias=True)[0], weights, batches=batches) == want
         )
     case = testing.Case((3, 4, 1), ("sigmoid", "sigmoid"), "squared_error", dtype, n=n, weighted=True, bias=True)
     chunked = testing.ChunkedRows(*case.arrays()[1:], backend=NUMPY, dtype=dtype)

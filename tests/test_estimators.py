@@ -102,7 +102,7 @@ def _fit_and_compare(target, solver, activation, rows, weight):
                "activation": activation, **SOLVERS[solver], **options}  # fmt: skip
     a, b = _both(name, **options)
     if (solver, activation) == ("lbfgs", "relu"):
-        # Where its line search is at a kink, differences of losses are all rounding: `array` rounds as scikit-learn does.
+        # Where its line search is at a kink, differences of losses are rounding: `array` rounds as scikit-learn does.
         a.set_params(engine="array")
     a, b = (model.fit(rows, y, sample_weight=weight) for model in (a, b))
     _assert_same(a, b)

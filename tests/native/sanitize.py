@@ -3,12 +3,11 @@
     python tests/native/sanitize.py [--cases N]
 
 g++ compiles a copy of the kernels for each sanitizer. First, faults that are planted must be reported: an overrun of a
-NumPy array and of the kernels' own memory by one number, an overflow, a race. Then some cases of the fuzz and some tests
-must pass.
+NumPy array and of the kernels' own memory by one number, an overflow, a race. Then some cases of the fuzz and some
+tests must pass.
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from checkout import Checkout
 
 from bpaccel.native import build
@@ -27,7 +24,7 @@ from bpaccel.native import build
 # As the kernels are compiled elsewhere, but for speed. Of undefined behaviour g++ does not look for what the processor
 # itself reports, or what is meant: numbers at any address.
 FLAGS = [
-    "-std=c++17", "-O1", "-g1", "-march=x86-64-v3" if build.host() == "linux-x86_64" else "-O1", "-ffp-contract=off",
+    "-std=c++17", "-O1", "-g1", *(["-march=x86-64-v3"] if build.host() == "linux-x86_64" else []), "-ffp-contract=off",
     "-fno-math-errno", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-fPIC", "-shared", "-DHOSTED", "-Wall",
     "-Wno-psabi",
 ]  # fmt: skip
@@ -37,14 +34,14 @@ NETWORKS = """using Networks = List<
     Network<activation::tanh, S, loss::log_loss, true, 2, 4, 1>>;
 """
 SECONDS = 900  # after which a process counts as hung
-PLANTED = """
+PLANTED_SOURCE = """
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 PUBLIC double beyond(const double* x, long long n) { return x[n]; }
 PUBLIC int overflow(int x) { return x + 1; }
 PUBLIC void race(volatile long long* x) { for (int k = 0; k < 1000000; k++) *x = *x + 1; }
 """
 # By sanitizer: the name of the report, and what is done for it.
-FAULTS = {
+PLANTED = {
     "address": [
         ("heap-buffer-overflow", "loaded.beyond(at(np.zeros(3)), 3)"),
         ("heap-buffer-overflow", "loaded.beyond(at(np.zeros(3000)), 3000)"),
@@ -132,9 +129,9 @@ def fewer_networks(checkout):
 
 def planted(sanitizer, checkout):
     """Exit unless each planted fault is reported."""
-    (checkout.folder / "planted.cpp").write_text(PLANTED)
+    (checkout.folder / "planted.cpp").write_text(PLANTED_SOURCE)
     path = sanitizer.compile(checkout.folder, "", "planted.cpp")
-    for report, fault in FAULTS[sanitizer.name]:
+    for report, fault in PLANTED[sanitizer.name]:
         code = f"""
 import ctypes, threading
 import memory
@@ -186,5 +183,4 @@ def main():
 
 
 if __name__ == "__main__":
-    os.environ.pop("LD_PRELOAD", None)
     sys.exit(main())

@@ -87,8 +87,8 @@ def _rmsprop(solver, rates, first):
 
 
 # The solvers whose steps the kernels take, by exact type: a subclass may do something else. The number in plan.hpp, the
-# shares that the state keeps of itself, and ``(solver, rates, first) -> rate, remains, epsilon``, where ``first`` is the
-# number of the first step, counted from 1.
+# shares that the state keeps of itself, and ``(solver, rates, first) -> rate, remains, epsilon``. Steps are counted from
+# 1 there; ``first`` is the first of them.
 SOLVERS = {
     GradientDescent: (1, (), _plain),
     Momentum: (2, ("momentum",), _plain),
