@@ -46,11 +46,6 @@ sanitize: .venv/test
 mutants: .venv/test
 	$(BIN)/python tests/native/mutants.py --out build/mutants.md
 
-# Which test catches which of our kernels' deliberate faults: half an hour, a compile for each.
-mutants: .venv/test
-	mkdir -p build
-	$(BIN)/python tests/native/mutants.py --out build/mutants.md
-
 # For a machine with an NVIDIA GPU and CuPy installed in $(PYTHON) already: proofs, sanitizers and the whole suite, with
 # CuPy required; then times. WHEELS is a folder with what it lacks. docs/gpu.md says more.
 GPU_OUT ?= build/gpu

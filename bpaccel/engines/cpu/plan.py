@@ -86,9 +86,9 @@ def _rmsprop(solver, rates, first):
     return rates, 1.0, solver.epsilon
 
 
-# The solvers whose steps the kernels take, by exact type: a subclass may do something else. The number in plan.hpp, the
-# shares that the state keeps of itself, and ``(solver, rates, first) -> rate, remains, epsilon``. Steps are counted from
-# 1 there; ``first`` is the first of them.
+# The solvers whose steps the kernels take, by exact type: a subclass may do something else. Each has its number in
+# plan.hpp, the shares that its state keeps of itself, and ``(solver, rates, first) -> rate, remains, epsilon``. Steps are
+# counted from 1 there; ``first`` is the first of them.
 SOLVERS = {
     GradientDescent: (1, (), _plain),
     Momentum: (2, ("momentum",), _plain),
