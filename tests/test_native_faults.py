@@ -9,7 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bpaccel import solvers, testing
+from bpaccel.backends import backend
+from bpaccel.data import Rows
+from bpaccel.engines import Batches
 from bpaccel.engines.cpu import forward
+from bpaccel.engines.cpu.fused import Fused
 from bpaccel.engines.cpu.library import processor_levels
 
 MUTANTS = Path(__file__).parent / "native" / "mutants.py"
@@ -56,7 +61,12 @@ import itertools, sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 import fuzz, memory
+from bpaccel import solvers, testing
+from bpaccel.backends import backend
+from bpaccel.data import Rows
+from bpaccel.engines import Batches
 from bpaccel.engines.cpu import forward
+from bpaccel.engines.cpu.fused import Fused
 for dtype, at_end in itertools.product(("float32", "float64"), (True, False)):
     for columns, n in itertools.product((1, 2, 3, 4, 5, 8, 9, 16, 17), (*range(1, 34), 48, 64, 128, 256, 300)):
         X = fuzz.laid_out(np.ones((n, columns), dtype), "C", at_end)
@@ -84,3 +94,18 @@ def test_a_softmax_of_large_sums_is_sure_and_no_larger(dtype):
     found = forward.outputs([np.eye(4, dtype=dtype)], sums, ("softmax",), dtype)
     e = np.exp(sums.astype(np.float64) - sums.max(axis=1, keepdims=True))
     np.testing.assert_allclose(found, e / e.sum(axis=1, keepdims=True), rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("solver", [solvers.Momentum(), solvers.Adam(), solvers.RMSprop()], ids=str)
+@pytest.mark.usefixtures("fused")
+def test_states_that_would_be_subnormal_are_nothing_for_rows_in_chunks_too(solver):
+    case = testing.Case((3, 2), ("identity",), "squared_error", "float32", n=20)
+    X, weights = np.ones((20, 3), np.float32), [np.zeros((3, 2), np.float32)]
+    size, rate = (1e-30, 1e-10) if isinstance(solver, solvers.Momentum) else (1e-20, 1.0)  # 1e-40 in the state
+    y = np.full((20, 2), size, np.float32)
+    for kind in (Rows, testing.ChunkedRows):
+        rows = kind(X, y, None, backend=backend("numpy"), dtype="float32")
+        engine = Fused(case.objective(reduction="mean"), rows, 1)
+        _, state, _ = engine.run(weights, solver, solver.start(weights), Batches(None, [0], [20]), [rate], 0)
+        small = state[1] if isinstance(solver, solvers.Adam) else state[0]
+        assert not small[0].any(), kind.__name__
