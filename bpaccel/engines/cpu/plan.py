@@ -87,8 +87,8 @@ def _rmsprop(solver, rates, first):
 
 
 # The solvers whose steps the kernels take, by exact type: a subclass may do something else. Each has its number in
-# plan.hpp, the shares that its state keeps of itself, and ``(solver, rates, first) -> rate, remains, epsilon``. Steps are
-# counted from 1 there; ``first`` is the first of them.
+# plan.hpp, the shares that its state keeps of itself, and ``(solver, rates, first) -> rate, remains, epsilon``. Steps
+# are counted from 1 there; ``first`` is the first of them.
 SOLVERS = {
     GradientDescent: (1, (), _plain),
     Momentum: (2, ("momentum",), _plain),
