@@ -63,7 +63,7 @@ def test_arrays_that_a_device_has_no_room_for_stay_on_the_host():
     """They would move whole, and there would be no memory for them; what is on the device already needs none."""
     small = backend_of_name("array_api_strict")
     small = replace(
-        small, library=replace(small.library, free=lambda device: 2 * 4 * 10 * 5)
+        small, library=small.library._replace(free=lambda device: 2 * 4 * 10 * 5)
     )  # bytes: twice X, y and w
     rows = Rows(X, Y, W, backend=small, dtype="float32")
     assert rows.arrays is not None
