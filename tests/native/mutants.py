@@ -112,6 +112,7 @@ def plain(checkout):
 
 def sanitized(checkout):
     """What the sanitizers report of a checkout, or None."""
+    sanitize.fewer_networks(checkout)
     for one in (sanitize.ADDRESS, sanitize.THREAD):
         checkout.build(one.compile)
         tests = Tests(one.name, (("tests/native/fuzz.py", *one.fuzz),))

@@ -38,7 +38,12 @@ PLANTED_SOURCE = """
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 PUBLIC double beyond(const double* x, long long n) { return x[n]; }
 PUBLIC int overflow(int x) { return x + 1; }
-PUBLIC void race(volatile long long* x) { for (int k = 0; k < 1000000; k++) *x = *x + 1; }
+static int come;
+PUBLIC void race(volatile long long* x) {
+    __atomic_fetch_add(&come, 1, __ATOMIC_RELAXED);
+    while (__atomic_load_n(&come, __ATOMIC_RELAXED) < 2) {}  // both are there, and nothing is ordered
+    for (int k = 0; k < 1000; k++) *x = *x + 1;
+}
 """
 # By sanitizer: the name of the report, and what is done for it.
 PLANTED = {
