@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-torch native wheels sanitize mutants test-gpu bench-gpu gpu-wheels bench bench-peers bench-sklearn \
+.PHONY: demo test test-torch native wheels sanitize mutants torture test-gpu bench-gpu gpu-wheels bench bench-peers bench-sklearn \
         bench-first lint clean
 .DELETE_ON_ERROR:
 
@@ -45,6 +45,11 @@ sanitize: .venv/test
 # of an hour.
 mutants: .venv/test
 	$(BIN)/python tests/native/mutants.py --out build/mutants.md
+
+# Hundreds of kills and interrupts at random moments, and long walks through the states of a model: some 20 minutes.
+torture: .venv/test
+	BPACCEL_STATES=400 $(BIN)/python -m pytest -n auto tests/test_states.py
+	$(BIN)/python tests/torture.py --kills 200 --interrupts 200 --out build/torture.md
 
 # For a machine with an NVIDIA GPU and CuPy installed in $(PYTHON) already: proofs, sanitizers and the whole suite, with
 # CuPy required; then times. WHEELS is a folder with what it lacks. docs/gpu.md says more.

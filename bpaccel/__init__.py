@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "BackendError": "backends",
     "DivergenceError": "training",
-    "History": "history",
+    "History": "training.history",
     "ModelFileError": "storage",
     "Network": "network",
     "TableModel": "tables",

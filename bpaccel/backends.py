@@ -64,9 +64,12 @@ class Backend:
         raise BackendError(f"`dtype` {dtype!r} is not to be had on backend {self.name!r}, which has "
                            f"{' and '.join(self.floats)}. {remedy}")  # fmt: skip
 
-    def asarray(self, x, dtype=None):
-        """``x``, of any library or a nested list, as an array of this backend; ``dtype`` is a name or None."""
-        owner = library_of(x)
+    def asarray(self, x, dtype=None, owner=None):
+        """``x``, of any library or a nested list, as an array of this backend; ``dtype`` is a name or None.
+
+        ``owner`` is the row of `LIBRARIES` that ``x`` belongs to, for callers who have asked already.
+        """
+        owner = owner or library_of(x)
         dtype = None if dtype is None else getattr(self.xp, dtype)
         if self.library.name == "numpy":
             return np.asarray(x if owner is None else owner.to_numpy(x), dtype=dtype)
@@ -79,6 +82,15 @@ class Backend:
             x = x.detach()
         with self.active():
             return self.xp.asarray(x, dtype=dtype, device=self.device)
+
+    def copy(self, x):
+        """An array of this backend in memory of its own."""
+        with self.active():
+            return np.array(x) if self.library.name == "numpy" else self.xp.asarray(x, copy=True)
+
+    def same_place(self, other):
+        """Whether another backend is the same library on the same device."""
+        return self.library.name == other.library.name and str(self.device) == str(other.device)
 
     def to_numpy(self, x):
         """``x``, an array of this backend, on the host."""
@@ -121,7 +133,11 @@ def library_of(x):
 
 def backend_of(x):
     """The backend that an array lives on; NumPy for lists and DataFrames."""
-    library = library_of(x)
+    return backend_in(library_of(x), x)
+
+
+def backend_in(library, x):
+    """The backend that an array of a library lives on; NumPy if ``library`` is None."""
     if library is None or library.name == "numpy":
         return _NUMPY
     import array_api_compat
@@ -184,14 +200,14 @@ def backend(name):
     return Backend(f"{library_name}{suffix(library, device)}", library, xp, device)
 
 
-def resolve(name, **arrays):
+def resolve(name, **homes):
     """Where to compute: the name, else where the arrays live, else `BPACCEL_BACKEND`, else NumPy.
 
     Parameters
     ----------
     name : str, Backend or None
-    **arrays
-        The caller's arrays by their argument names; None and host data have no say.
+    **homes : Backend or None
+        Where the caller's arrays live, by their argument names; None, that of host data, has no say.
 
     Raises
     ------
@@ -200,12 +216,12 @@ def resolve(name, **arrays):
     """
     if name is not None:
         return backend(name)
-    homes = {key: backend_of(x) for key, x in arrays.items() if x is not None and library_of(x) is not None}
-    if len({(home.library.name, str(home.device)) for home in homes.values()}) > 1:
+    homes = {key: home for key, home in homes.items() if home is not None}
+    first = next(iter(homes.values()), None)
+    if not all(home.same_place(first) for home in homes.values()):
         places = " and ".join(f"`{key}` on {home.name}" for key, home in homes.items())
         raise BackendError(f"the arrays live in different places: {places}. "
                            f"Bring them to one, or name a backend for all: backend='numpy'.")  # fmt: skip
-    for home in homes.values():
-        if home.library.name != "numpy":
-            return home
+    if first is not None and first.library.name != "numpy":
+        return first
     return backend(os.environ.get(VARIABLE) or "numpy")

@@ -1,9 +1,8 @@
 """Callbacks: what may be done at the rows of a training's history.
 
-A callback is any function of a `Progress` that returns True to stop. These are classes of them, for ``train(...,
-callbacks=[...])``. A row stands every ``record_every`` steps, and at the last. A callback that has a method
-``finish(network, history)`` is called once more when the training has ended, whoever ended it; one that is a context
-manager is entered before the first step, and left after the last, or where an error ends the training.
+A callback is any function of a `Progress` that returns True to stop, or a `Callback`, which is also told where a
+training begins and how it ends. These are some of them, for ``train(..., callbacks=[...])``. A row stands every
+``record_every`` steps, and at the last.
 """
 
 import importlib.util
@@ -12,30 +11,46 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bpaccel.checks import not_negative, positive, whole
+import numpy as np
+
+from bpaccel import storage
+from bpaccel.backends import backend_of
+from bpaccel.checks import flag, not_negative, positive, whole
 from bpaccel.files import check_place
+from bpaccel.training.callback import Callback
+
+__all__ = ["Callback", "Checkpoint", "Cosine", "EarlyStopping", "ProgressBar", "Schedule", "StepDecay", "Warmup"]
 
 
-class _Validation:
-    """The loss on rows that are not trained on, or without them on those that are; and where it was least."""
+class _Validation(Callback):
+    """The loss on rows that are not trained on, or without them on those that are; and where it was least.
+
+    Attributes
+    ----------
+    losses : list of float
+        At each row of the history.
+    best_loss : float
+    best_step : int or None
+    """
 
     def __init__(self, X, y, sample_weight):
         if (X is None) != (y is None) or (X is None and sample_weight is not None):
             raise ValueError("`X` and `y` of the validation go together, and `sample_weight` goes with them.")
         self.X, self.y, self.sample_weight = X, y, sample_weight
-        self._begin()
+        self._forget()
 
-    def _begin(self):
+    def begin(self, progress, resumed):
+        if not resumed:
+            self._forget()
+
+    def _forget(self):
         self.losses: list[float] = []
         self.best_loss, self.best_step = math.inf, None
 
     def _look(self, progress, gain=0.0):
         """Whether the loss at a row is less than ever, by more than ``gain``."""
-        history = progress.history
-        if len(history) == 1:  # a new training, not one that is resumed
-            self._begin()
         if self.X is None:
-            loss = history.loss[-1]
+            loss = progress.history.loss[-1]
         else:
             loss = progress.network.loss(self.X, self.y, sample_weight=self.sample_weight)
         self.losses.append(loss)
@@ -43,6 +58,13 @@ class _Validation:
         if better:
             self.best_loss, self.best_step = loss, progress.step
         return better
+
+    def state(self):
+        return {"losses": np.array(self.losses), "best_loss": self.best_loss, "best_step": self.best_step}
+
+    def restore(self, state):
+        self.losses = state["losses"].tolist()
+        self.best_loss, self.best_step = state["best_loss"], state["best_step"]
 
 
 class EarlyStopping(_Validation):
@@ -59,9 +81,9 @@ class EarlyStopping(_Validation):
     min_delta : float
         Less than this is no gain.
     restore : bool, optional
-        Whether the network gets back the weights of the least loss; by default if there are rows of validation, for the
-        history holds losses from before its steps. A training that is then resumed goes on from these weights, with the
-        solver's state of the end.
+        Whether the network gets back the weights of the least loss, however the training ends; by default if there are
+        rows of validation, for the history holds losses from before its steps. A training that is resumed goes on from
+        the weights of its end, and not from these.
 
     Attributes
     ----------
@@ -70,79 +92,136 @@ class EarlyStopping(_Validation):
     best_loss : float
     best_step : int
         The step whose weights had it.
+
+    Examples
+    --------
+    >>> import numpy as np, bpaccel as bp
+    >>> X = np.linspace(0, 1, 20)[:, None]
+    >>> stopping = bp.callbacks.EarlyStopping(X, X**2, patience=3)
+    >>> network = bp.Network([1, 4, 1], seed=0)
+    >>> history = network.train(X, X**2, steps=50, callbacks=[stopping])
+    >>> network.loss(X, X**2) == stopping.best_loss
+    True
     """
 
     def __init__(self, X=None, y=None, *, sample_weight=None, patience=10, min_delta=0.0, restore=None):
         super().__init__(X, y, sample_weight)
         self.patience, self.min_delta = whole("patience", patience), not_negative("min_delta", min_delta)
-        if restore and X is None:
+        self.restores = X is not None if restore is None else flag("restore", restore)
+        if self.restores and X is None:
             raise ValueError("`restore` needs rows of validation: the history's losses are those from before a step. "
                              "Give `X` and `y`.")  # fmt: skip
-        self.restore = X is not None if restore is None else bool(restore)
 
-    def _begin(self):
-        super()._begin()
+    def _forget(self):
+        super()._forget()
         self._waited, self._weights = 0, None
 
     def __call__(self, progress):
         if self._look(progress, self.min_delta):
-            self._waited, self._weights = 0, list(progress.network.weights) if self.restore else None
+            self._waited, self._weights = 0, list(progress.network.weights) if self.restores else None
             return False
         self._waited += 1
         return self._waited >= self.patience
 
-    def finish(self, network, history):
+    def end(self, progress, how):
         if self._weights is not None:
-            network.weights, self._weights = self._weights, None
+            progress.network.weights = self._weights
+
+    def state(self):
+        weights = {f"weights.{k}": backend_of(W).to_numpy(W) for k, W in enumerate(self._weights or ())}
+        return super().state() | {"waited": self._waited} | weights
+
+    def restore(self, state):
+        super().restore(state)
+        names = sorted((name for name in state if name.startswith("weights.")), key=lambda name: int(name[8:]))
+        self._waited, self._weights = state["waited"], [state[name] for name in names] or None
 
 
 class Checkpoint(_Validation):
-    """Save the network while it is trained; each file is replaced as a whole, or not at all.
+    """Save the training, so that it can go on to the same bytes after whatever ends it: ``train(..., resume=path)``.
 
-    Of an estimator that is the `Network` within it, which knows no classes: it predicts a column for each. A pickle of
-    the estimator holds everything.
+    The file is a model, too: `bpaccel.load` and ``bpaccel predict`` take it as the model of that step. It is replaced
+    as a whole, or not at all. Of an estimator the model is the `Network` within it, which knows no classes: it predicts
+    a column for each.
 
     Parameters
     ----------
     path : str or Path
         ``"{step}"`` in it becomes the number of the step.
     X, y, sample_weight : arrays, optional
-        Rows of validation: the network is then saved only when their loss is less than ever.
+        Rows of validation: ``path`` is then the model of the least loss so far, and what goes on is beside it, in
+        ``path.resume``.
     every : int
-        Without rows of validation: how many rows of the history lie between two saves. The last is always saved.
+        How many rows of the history lie between two saves. The last is always saved.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, numpy as np, bpaccel as bp
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.bp"
+    >>> X, y = np.eye(3), np.ones(3)
+    >>> cut_short = bp.Network([3, 1], seed=0)
+    >>> history = cut_short.train(X, y, steps=5, callbacks=[bp.callbacks.Checkpoint(path)])
+    >>> again = bp.Network([3, 1], seed=0)
+    >>> again.train(X, y, steps=20, resume=path).step[-1]
+    19
     """
+
+    last = True  # what it saves is what the others have decided
 
     def __init__(self, path, X=None, y=None, *, sample_weight=None, every=1):
         super().__init__(X, y, sample_weight)
         self.path, self.every = str(path), whole("every", every)
         check_place(self._path(0))
-        if X is not None and every != 1:
-            raise ValueError("`every` does not go with rows of validation, which say when to save.")
+        self._rows = 0
 
     def _path(self, step):
         return self.path.replace("{step}", str(step))
 
+    def _forget(self):
+        super()._forget()
+        self._rows = 0
+
     def __call__(self, progress):
-        better = self._look(progress)
-        if better if self.X is not None else (len(progress.history) - 1) % self.every == 0:
-            progress.network.save(self._path(progress.step))
+        self._rows += 1
+        if self.X is not None and self._look(progress):
+            storage.write(self._path(progress.step), *progress.to_parts(model_only=True))
+        if (self._rows - 1) % self.every == 0:
+            self._save(progress)
 
-    def finish(self, network, history):
-        if self.X is None and history.step:
-            network.save(self._path(history.step[-1]))
+    def end(self, progress, how):
+        if how not in ("diverged", "failed"):  # the file of the last good row is worth more
+            self._save(progress, how)
+
+    def _save(self, progress, how=""):
+        path = self._path(progress.step) + (".resume" if self.X is not None else "")
+        storage.write(path, *progress.to_parts(how))
+
+    def state(self):
+        return super().state() | {"rows": self._rows}
+
+    def restore(self, state):
+        super().restore(state)
+        self._rows = state["rows"]
 
 
-class Schedule:
-    """Set the learning rate at each row of the history.
+class Schedule(Callback):
+    """Set the learning rate, from the first step on; ``learning_rate`` then has no say.
 
-    The steps up to the first row, which is step 0, are at ``learning_rate``: give ``rate(0)`` there.
+    The rate is set at each row of the history, for the steps up to the next.
 
     Parameters
     ----------
     rate : callable
         ``(step) -> float``: the rate of the steps from there on; `StepDecay`, `Cosine`, `Warmup`, or your own.
     by : {"step", "epoch"}
-        What it is called with: the number of the next step, or the epoch of the row.
+        What it is called with: the number of the next step, or its epoch.
+
+    Examples
+    --------
+    >>> import numpy as np, bpaccel as bp
+    >>> halved = bp.callbacks.Schedule(bp.callbacks.StepDecay(1.0, every=2))
+    >>> bp.Network([3, 1]).train(np.eye(3), np.ones(3), steps=4, record_every=1, callbacks=[halved]).rate
+    [1.0, 1.0, 0.5, 0.5]
     """
 
     def __init__(self, rate, *, by="step"):
@@ -152,11 +231,14 @@ class Schedule:
             raise ValueError(f"`by` must be 'step' or 'epoch'; got {by!r}.")
         self.rate, self.by = rate, by
 
+    def begin(self, progress, resumed):
+        progress.rate = self.rate(progress.step if self.by == "step" else progress.epoch)
+
     def __call__(self, progress):
-        progress.rate = self.rate(progress.step + 1 if self.by == "step" else progress.history.epoch[-1])
+        progress.rate = self.rate(progress.step + 1 if self.by == "step" else progress.epoch)
 
 
-class ProgressBar:
+class ProgressBar(Callback):
     """A bar in the terminal that moves at each row of the history, with the loss, the time that is left, and above it
     which engine runs and why. It needs rich.
     """
@@ -166,26 +248,24 @@ class ProgressBar:
             raise ImportError("a progress bar needs rich: pip install 'bpaccel[cli]'.")
         self._bars: Any = None
 
-    def __enter__(self):
+    def begin(self, progress, resumed):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns)
         self._bars.start()
-        # It only shows that something is going on, until the first row says how many steps there are.
-        self._task = self._bars.add_task("training", total=None)
-        return self
+        history = progress.history
+        self._bars.console.print(f"engine {history.engine}: {history.reason}", highlight=False)
+        self._task = self._bars.add_task("training", completed=progress.step, total=progress.stop)
 
     def __call__(self, progress):
-        history = progress.history
-        if self._bars.tasks[0].total is None:
-            self._bars.console.print(f"engine {history.engine}: {history.reason}", highlight=False)
         done = min(progress.step + 1, progress.stop)
-        self._bars.update(self._task, completed=done, total=progress.stop, description=f"loss {history.loss[-1]:.6g}")
+        self._bars.update(self._task, completed=done, description=f"loss {progress.history.loss[-1]:.6g}")
 
-    def __exit__(self, *error):
-        self._bars.stop()
-        self._bars = None
+    def end(self, progress, how):
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
 
 
 @dataclass(frozen=True)

@@ -170,14 +170,23 @@ def train(
     backend: Annotated[str | None, typer.Option(help="Where to compute: library[:device].")] = None,
     engine: Annotated[str, typer.Option(help="How to compute.")] = "auto",
     drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="A column to leave out; repeatable.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Save the training there; go on with it if FILE is there.")
+    ] = None,
 ):
     """Learn a column of a table from the others, and say how well on rows that were held out."""
+    from pathlib import Path
+
     from bpaccel import readers, tables
+    from bpaccel.callbacks import Checkpoint
     from bpaccel.columns import listed
 
     warnings.simplefilter("ignore", RuntimeWarning)  # a loss that overflows ends in one sentence, not after NumPy's
     if out is not None:
         check_place(out, data)
+    if checkpoint is not None:
+        check_place(checkpoint, data)
+    resume = checkpoint if checkpoint is not None and Path(checkpoint).exists() else None
     table = readers.read_table(data)
     table.require([target])
     table = table.drop(drop or [])
@@ -192,10 +201,14 @@ def train(
         classes = sorted(set(labels.tolist()))
         _say(f"classes: {len(classes)}: {listed(classes)}")
     _say(f"rows: {rows.rows:,} to learn from, {held.rows if held else 0:,} held out")
+    if resume is not None:
+        _say(f"going on with the training in {checkpoint}")
     history = model.fit(rows, target, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, l2=l2,
-                        solver=solver, engine=engine, progress=True)  # fmt: skip
+                        solver=solver, engine=engine, progress=True, resume=resume,
+                        callbacks=[] if checkpoint is None else [Checkpoint(checkpoint)])  # fmt: skip
     if history.stopped == "interrupted":
-        _say(f"interrupted after step {history.state.step:,}: this is the model so far")
+        again = f"; the same command goes on from {checkpoint}" if checkpoint is not None else ""
+        _say(f"interrupted after step {history.state.step:,}: this is the model so far{again}")
     share = "held-out" if held else "training (nothing was held out)"
     _say(f"{share} {_score(model, held or rows)}")
     if out is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bpaccel.backends import library_of
+from bpaccel.checks import unmasked
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +200,7 @@ def check_names(names, source):
 
 def as_column(values, name):
     """Values of any library as a NumPy array of shape (N,)."""
+    values = unmasked(f"table[{name!r}]", values)
     library = library_of(values)
     try:
         values = np.asarray(values) if library is None else library.to_numpy(values)

@@ -65,8 +65,8 @@ def forward(weights, X, activations):
     ----------
     weights : list of arrays of shape (I, O) or (I + 1, O)
     X : array of shape (N, I)
-    activations : sequence of str
-        One name for each matrix.
+    activations : sequence of str or Activation
+        One for each matrix.
 
     Returns
     -------
@@ -93,8 +93,8 @@ def backward(weights, layers, y, activations, loss="squared_error", sample_weigh
         What `forward` returned.
     y : array of shape (N, O)
         What the last layer should have been.
-    activations : sequence of str
-    loss : str
+    activations : sequence of str or Activation
+    loss : str or Loss
     sample_weight : array of shape (N,), optional
         How much each row counts.
 
@@ -105,8 +105,8 @@ def backward(weights, layers, y, activations, loss="squared_error", sample_weigh
     """
     xp = namespace(y)
     l, activations = layers[-1], [_activations.get(f) for f in activations]
-    loss = _losses.get(loss, activations[-1].name)
-    if activations[-1].name in loss.cancels:
+    loss = _losses.get(loss, activations[-1])
+    if activations[-1] in loss.cancels:
         delta = y - l
     else:
         error = loss.error(y, l, xp)  # y - l for squared_error

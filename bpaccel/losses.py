@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bpaccel import activations
+
 Array = Any
 
 
@@ -24,10 +26,11 @@ class Loss:
         ``(y, l, xp) -> (N, O)``: the loss of each output, to be summed over outputs and rows.
     error : callable
         ``(y, l, xp) -> (N, O)``: minus the derivative of `value` by the output ``l``.
-    cancels : tuple of str
-        Output activations whose slope cancels in ``error * slope``, so that the delta is ``y - l`` exactly.
-    outputs : tuple of str or None
-        The output activations that the loss makes sense for; None for any that has a slope.
+    cancels : tuple of Activation
+        Output activations whose slope cancels in ``error * slope``, so that the delta is ``y - l`` exactly. Names of
+        our table become its rows: another activation of that name does not cancel.
+    outputs : tuple of Activation or None
+        Which of our output activations the loss makes sense for, names too; None for any that has a slope.
     targets : tuple of float
         The least and the greatest ``y`` allowed.
     """
@@ -38,6 +41,11 @@ class Loss:
     cancels: tuple = ()
     outputs: tuple | None = None
     targets: tuple = (-math.inf, math.inf)
+
+    def __post_init__(self):
+        for name in ("cancels", "outputs"):
+            if (rows := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(map(activations.get, rows)))
 
     def __reduce__(self):  # rows of ours are pickled by name: their functions have none
         output = self.outputs[0] if self.outputs else "identity"
@@ -118,49 +126,55 @@ _CATEGORICAL = Loss(
     "log_loss", _categorical_value, lambda y, l, xp: y / _clipped(l, xp), ("softmax",), ("softmax",), (0, 1)
 )
 
-_made: dict = {}  # one row per name, so that equal names are equal rows
+_made: dict = {}  # one row for each family and number, so that equal names are equal rows
 _SHIPPED = frozenset([*LOSSES.values(), _CATEGORICAL])
 _SHIPPED_FAMILIES = dict(FAMILIES)
 
 
 def shipped(row):
     """Whether a row stands in this file, or is of a family here, so that compiled kernels were built with it."""
-    family = FAMILIES.get(row.name.partition(":")[0])
-    if family is not None:
-        return family is _SHIPPED_FAMILIES.get(row.name.partition(":")[0]) and row in _made.values()
-    return row in _SHIPPED
+    ours = _SHIPPED_FAMILIES.values()
+    # Another thread may make a row meanwhile.
+    return row in _SHIPPED or any(row is made and family in ours for (family, _), made in list(_made.items()))
+
+
+def kernel_name(row):
+    """What compiled kernels call a row of this file: a family without its number, and the log loss over a softmax
+    ``categorical``."""
+    return "categorical" if row is _CATEGORICAL else row.name.partition(":")[0]
 
 
 def get(loss, output="identity"):
-    """The row of a loss, for the name of the output activation it stands on.
+    """The row of a loss, for the output activation it stands on.
 
     Parameters
     ----------
     loss : str, Loss or pair of callables
         A name of `LOSSES`; ``huber:d`` or ``quantile:q``; or your own ``(value, derivative)``, each
         ``(y, output) -> array of shape (N, O)``, the derivative taken by the output, in its true sign.
-    output : str
-        The output activation.
+    output : Activation or str
+        The output activation. One of your own goes with every loss, if it has a slope: what it stands for is yours to
+        know.
 
     Raises
     ------
     ValueError
         If there is no such loss, or it does not go with the output activation.
     """
-    row = _find(loss)
-    if row is LOSSES["log_loss"] and output == "softmax":
+    row, output = _find(loss), activations.get(output)
+    if row is LOSSES["log_loss"] and output in _CATEGORICAL.cancels:
         return _CATEGORICAL
-    if row.outputs is not None and output not in row.outputs:
-        raise ValueError(
-            f"`loss` {row.name!r} needs an output activation of {' or '.join(row.outputs)}; got {output!r}."
-        )
-    if output == "softmax" and "softmax" not in row.cancels:
-        raise ValueError(f"the output activation softmax goes with loss='log_loss' only; got {row.name!r}.")
+    if row.outputs is not None and activations.shipped(output) and output not in row.outputs:
+        needed = " or ".join(f.name for f in row.outputs)
+        raise ValueError(f"`loss` {row.name!r} needs an output activation of {needed}; got {output.name!r}.")
+    if output.slope is None and output not in row.cancels:
+        raise ValueError(f"the output activation {output.name} has no slope, and goes with a loss that cancels it "
+                         f"only, as softmax with loss='log_loss'; got {row.name!r}.")  # fmt: skip
     return row
 
 
 def known(loss, output):
-    """Whether a `Loss` is a row of ours, and not functions of a user's own."""
+    """Whether a `Loss` is a row of ours, and not functions of a user's own, over an output activation."""
     try:
         return get(loss.name, output) is loss
     except ValueError:
@@ -207,4 +221,4 @@ def _family(name, text):
         number = math.nan
     if not low < number < high:
         raise ValueError(f"`loss` '{name}:number' needs a number between {low:g} and {high:g}; got {text!r}.")
-    return _made.setdefault((name, number), make(number))
+    return _made.setdefault((FAMILIES[name], number), make(number))

@@ -2,23 +2,22 @@
 
 import contextlib
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from bpaccel import activations as _activations
-from bpaccel import core, lbfgs, losses, solvers, training
-from bpaccel.backends import BackendError, backend_of, resolve
+from bpaccel import core, losses
+from bpaccel.backends import BackendError, backend_of, dtype_name, resolve
 from bpaccel.backends import backend as _backend_of_name
-from bpaccel.checks import functions, not_negative, positive, share, sizes, whole
+from bpaccel.checks import flag, functions, sizes
 from bpaccel.checks import seed as checked_seed
-from bpaccel.data import Rows, check_targets, dense, float_dtype, matrix, numbers, targets
-from bpaccel.dropout import Dropout
+from bpaccel.data import Rows, check_targets, dense, float_dtype, given, matrix, targets
 from bpaccel.engines.blocked import feed
-from bpaccel.engines.choice import ENGINES, choose, find, refusal, successor
-from bpaccel.history import History, Plan
+from bpaccel.engines.choice import choose
 from bpaccel.objective import Objective
+from bpaccel.training import run
+from bpaccel.training.run import Options
 
 
 class Network:
@@ -64,20 +63,17 @@ class Network:
         for f in self.activations[:-1]:
             if f.slope is None:
                 raise ValueError(f"`activation` {f.name!r} can only stand at the output; got {names}.")
-        self.loss_function = losses.get(loss, self.activations[-1].name)
-        self.bias = bool(bias)
+        self.loss_function = losses.get(loss, self.activations[-1])
+        self.bias = flag("bias", bias)
         if not isinstance(seed, np.random.RandomState):
             seed = checked_seed(seed)
-        given = isinstance(init, (list, tuple))
-        if given:
-            _check_weights(init, self.layer_sizes, self.bias)
+        self.dtype, self._backend = _dtype(dtype), None
+        if isinstance(init, (list, tuple)):
+            self.weights = init
         elif not isinstance(init, str) or init not in core.INITS:
             raise ValueError(f"`init` must be one of {', '.join(core.INITS)}, or a list of weights; got {init!r}.")
-        self.dtype = _dtype(dtype)
-        self._backend = None
-        self._weights = list(init) if given else core.init_weights(self.layer_sizes, init, seed, self.bias)
-        if dtype is not None:
-            self._weights = [backend_of(W).asarray(W, self.dtype) for W in self._weights]
+        else:
+            self.adopt(core.init_weights(self.layer_sizes, init, seed, self.bias))
         if backend is not None:
             self.to(backend)
 
@@ -88,12 +84,49 @@ class Network:
 
     @property
     def weights(self):
+        # The list may have been changed in place: what is not as it must be is found here, before it is computed with.
+        if not self._weights_are_right():
+            self.weights = self._weights
         return self._weights
 
     @weights.setter
     def weights(self, weights):
-        _check_weights(weights, self.layer_sizes, self.bias)
+        shapes = self._shapes()
+        got = [tuple(getattr(W, "shape", (type(W).__name__,))) for W in weights]
+        if got != shapes:
+            raise ValueError(f"`weights` must be arrays of shapes {shapes}; got {got}.")
+        weights = [given(W, "weights") for W in weights]
+        for k, W in enumerate(weights):
+            host = W.on_host()
+            if host.dtype.kind == "b" or not np.all(np.isfinite(host)):
+                what = "truth values" if host.dtype.kind == "b" else "nan or infinite ones"
+                raise ValueError(f"`weights` must be finite numbers; matrix {k} holds {what}.")
+        self.adopt([W.backend.copy(W.array) for W in weights])
+
+    def adopt(self, weights, dtype=None):
+        """Take over weights of the right shapes: in the dtype of this network, without a copy where they are of it.
+
+        Parameters
+        ----------
+        weights : list of arrays
+            Nobody else may change them later.
+        dtype : {"float32", "float64"}, optional
+            What to compute in from now on; by default as before.
+        """
+        self.dtype = dtype or self.dtype
+        names = {dtype_name(W) for W in weights}
+        if (common := self.dtype or ("float32" if names == {"float32"} else "float64")) and names != {common}:
+            weights = [_floats(W, common) for W in weights]
         self._weights = list(weights)
+
+    def _weights_are_right(self):
+        shapes = [getattr(W, "shape", None) for W in self._weights]
+        names = {dtype_name(W) for W in self._weights if hasattr(W, "dtype")}
+        known = ({self.dtype},) if self.dtype else ({"float32"}, {"float64"})
+        return names in known and list(map(tuple, filter(None, shapes))) == self._shapes()
+
+    def _shapes(self):
+        return [(i + self.bias, o) for i, o in pairwise(self.layer_sizes)]
 
     def to(self, backend, dtype=None):
         """Compute on a backend from now on (None: where X lives), and bring the weights there.
@@ -109,19 +142,19 @@ class Network:
         Network
             This one.
         """
-        self.dtype, before = _dtype(dtype) or self.dtype, self.dtype
+        dtype = _dtype(dtype) or self.dtype
+        weights = self.weights
         if backend is None:
+            self.adopt(weights, dtype)
             self._backend = None
             return self
         target = _backend_of_name(backend)
-        if self.dtype is not None:
-            try:
-                target.check_dtype(self.dtype)
-            except BackendError:
-                self.dtype = before
-                raise
-        dtype = self.dtype or (None if "float64" in target.floats else target.widest)
-        self._weights = [target.asarray(W, dtype) for W in self._weights]
+        if dtype is not None:
+            target.check_dtype(dtype)
+        moved = [
+            target.asarray(W, dtype or (None if dtype_name(W) in target.floats else target.widest)) for W in weights
+        ]
+        self.adopt(moved, dtype)
         self._backend = target
         return self
 
@@ -167,11 +200,15 @@ class Network:
         record_every : int, optional
             Steps between rows of the history; by default there are about 100 rows.
         callbacks : sequence of callable
-            Each is called with a `bpaccel.training.Progress` at each row; True ends the training. `bpaccel.callbacks`
-            has early stopping, checkpoints, schedules of the rate and a progress bar.
-        resume : History, optional
-            Of an earlier training of this network, which then goes on as if it had never stopped: ``steps`` or
-            ``epochs`` count the further ones, at ``learning_rate``, whatever a callback had made of it.
+            Each is called with a `bpaccel.training.callback.Progress` at each row; True ends the training.
+            `bpaccel.callbacks` has early stopping, checkpoints, schedules of the rate, a progress bar, and the protocol
+            of your own, `bpaccel.callbacks.Callback`.
+        resume : History, str or Path, optional
+            An earlier training of this network to go on with, as if it had never stopped: a History, and ``steps`` or
+            ``epochs`` count the further ones, at ``learning_rate``; or the file that `bpaccel.callbacks.Checkpoint`
+            wrote, and they are those of the whole training, at the rate that it had: the call that was killed is
+            repeated, and ends with the same bytes. L-BFGS goes on from its weights with an empty memory, and ends with
+            other bytes.
         progress : bool
             Whether to show a bar (needs rich).
 
@@ -185,53 +222,18 @@ class Network:
             If an argument breaks its rule.
         DivergenceError
             If the loss is no longer finite. The weights of the last finite step are kept.
+        FileNotFoundError
+            If ``resume`` is the path of no file.
+        ModelFileError
+            If that file is damaged.
         """
-        objective = self._objective(reduction, l1, l2, clip)
-        rows = self._rows(X, y, sample_weight)
-        plan = _plan(rows.n, batch_size, shuffle, seed, resume)
-        count = _count(steps, epochs, plan)
-        every = whole("record_every", record_every) if record_every is not None else -(-count // 100)
-        learning_rate = positive("learning_rate", learning_rate)
-        callbacks = functions("callbacks", callbacks)
-        if progress:
-            from bpaccel.callbacks import ProgressBar
+        if flag("progress", progress):
+            from bpaccel.callbacks import ProgressBar  # few trainings are watched
 
-            callbacks.append(ProgressBar())
-        solver = "lbfgs" if isinstance(solver, str) and solver == "lbfgs" else solvers.get(solver)
-        if solver == "lbfgs" and plan.batch_size < rows.n:
-            raise ValueError("`batch_size` does not go with solver='lbfgs', which looks at all rows at once.")
-        if share("dropout", dropout) > 0:
-            objective = replace(objective, dropout=Dropout(float(dropout), plan.seed))
-        if solver == "lbfgs":
-            lbfgs.check_minimise(clip, dropout)
-        state = _resumed(resume, solver, plan, (self.layer_sizes, self.bias))
-        weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
-        # A resumed training keeps its engine where it can: the number of further steps must not change the bits.
-        before = successor(resume.engine) if resume else ""
-        resumed = engine == "auto" and state is not None and before in ENGINES
-        resumed = resumed and refusal(find(before), objective, rows, solver) is None
-        engine = before if resumed else engine
-        runner, reason = choose(
-            engine, objective, rows, solver, batch_rows=plan.batch_size, steps=count, threads=threads
-        )
-        reason = resume.reason if resumed else reason
-        self.dtype = rows.dtype
-        first = state.step if state else 0
-        history = History(**resume.to_dict()) if resume else History()
-        history.engine, history.reason = runner.name, reason
-        common = {"step": first, "stop": first + count, "every": every, "callbacks": callbacks, "history": history}
-        try:
-            with rows.backend.active(), training.entered(callbacks):
-                if solver == "lbfgs":
-                    lbfgs.minimise(self, weights, runner, plan, **common)
-                else:
-                    arrays = solver.start(weights)
-                    if state:
-                        arrays = tuple([rows.backend.asarray(a, rows.dtype) for a in group] for group in state.arrays)
-                    training.descend(self, weights, runner, solver, plan, rate=learning_rate, arrays=arrays, **common)
-        finally:
-            runner.close()
-        return history
+            callbacks = [*functions("callbacks", callbacks), ProgressBar()]
+        options = Options(steps, epochs, learning_rate, reduction, solver, batch_size, shuffle, seed, l1, l2, clip,
+                          dropout, engine, threads, record_every, callbacks, resume)  # fmt: skip
+        return run.train(self, X, y, sample_weight, options)
 
     def predict(self, X):
         """The network's answer to each row.
@@ -247,15 +249,15 @@ class Network:
         """
         X = matrix(X, columns=self.layer_sizes[0])
         backend, dtype, weights = self._place(X)
-        return self._home(X, backend, feed(weights, X, self.activations, backend, dtype))
+        return _home(X, backend, feed(weights, X.array, self.activations, backend, dtype))
 
     def layers(self, X):
         """All layers: ``[X, l1, l2, ...]``, the article's ``l0, l1, l2``; each of shape (N, O)."""
         X = matrix(X, columns=self.layer_sizes[0])
         backend, dtype, weights = self._place(X)
         with backend.active():
-            layers = core.forward(weights, backend.asarray(dense(X), dtype), self.activations)
-            return [self._home(X, backend, l) for l in layers]
+            layers = core.forward(weights, backend.asarray(dense(X.array), dtype), self.activations)
+            return [_home(X, backend, l) for l in layers]
 
     def errors(self, X, y):
         """Each layer's error: ``[l1_error, l2_error, ...]``, the last being ``y - output``, of shape (N, O).
@@ -263,27 +265,28 @@ class Network:
         That of a layer below is what it contributed to the error above: ``delta @ W.T``.
         """
         X = matrix(X, columns=self.layer_sizes[0])
-        rows = self._rows(X, y, None)
-        weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
+        rows = self.rows(X, y)
+        weights = [rows.backend.asarray(W, rows.dtype) for W in self.weights]
         with rows.backend.active():
             X_here, y_here, _ = rows.read(0, rows.n)
             layers = core.forward(weights, X_here, self.activations)
             deltas = core.backward(weights, layers, y_here, self.activations, self.loss_function)
             errors = [d @ W[:n, :].T for d, W, n in zip(deltas[1:], weights[1:], self.layer_sizes[1:])]
-            return [self._home(X, rows.backend, e) for e in [*errors, y_here - layers[-1]]]
+            return [_home(X, rows.backend, e) for e in [*errors, y_here - layers[-1]]]
 
     def loss(self, X, y, *, sample_weight=None, reduction="mean", l1=0.0, l2=0.0):
         """The objective at these rows, a float: what `train` minimises, with the same arguments."""
-        objective = self._objective(reduction, l1, l2, None)
+        objective = Objective.of(self, reduction, l1, l2)
         rows, sums, _, penalty = self._evaluate(objective, X, y, sample_weight)
         totals = np.append(rows.backend.to_numpy(sums.totals), rows.backend.to_numpy(penalty))
         return float(objective.value(totals))
 
     def gradients(self, X, y, *, sample_weight=None, reduction="mean", l1=0.0, l2=0.0):
         """The gradient of `loss` by each weight matrix, in its true sign: a list of arrays where X lives."""
-        objective = self._objective(reduction, l1, l2, None)
+        objective = Objective.of(self, reduction, l1, l2)
+        X = matrix(X, columns=self.layer_sizes[0])
         rows, _, updates, _ = self._evaluate(objective, X, y, sample_weight)
-        return [self._home(X, rows.backend, -u) for u in updates]
+        return [_home(X, rows.backend, -u) for u in updates]
 
     def save(self, path):
         """Write the network to a file, which `bpaccel.load` reads; replaces it whole or not at all."""
@@ -294,7 +297,7 @@ class Network:
 
     def to_parts(self):
         """A header of JSON values, and the weights as NumPy arrays: what a file of this network holds."""
-        if not self._objective("mean", 0.0, 0.0, None).known:
+        if not Objective.of(self).known:
             message = "a network with a loss or an activation of your own cannot be saved: keep its weights instead."
             raise ValueError(message)
         header = {
@@ -305,7 +308,7 @@ class Network:
             "bias": self.bias,
             "dtype": self.dtype,
         }
-        arrays = {f"weights.{k}": backend_of(W).to_numpy(W) for k, W in enumerate(self._weights)}
+        arrays = {f"weights.{k}": backend_of(W).to_numpy(W) for k, W in enumerate(self.weights)}
         return header, arrays
 
     @classmethod
@@ -318,7 +321,7 @@ class Network:
             If the parts contradict each other.
         """
         try:
-            layer_sizes, bias, dtype = sizes(header["layer_sizes"]), bool(header["bias"]), header["dtype"]
+            layer_sizes, bias, dtype = sizes(header["layer_sizes"]), header["bias"], header["dtype"]
             weights = [arrays[f"weights.{k}"] for k in range(len(layer_sizes) - 1)]
             if any(W.dtype.name not in ("float32", "float64") or not np.all(np.isfinite(W)) for W in weights):
                 raise ValueError("a weight is not a finite float32 or float64 number")
@@ -334,7 +337,7 @@ class Network:
         return network
 
     def __getstate__(self):
-        weights = [backend_of(W).to_numpy(W) for W in self._weights]
+        weights = [backend_of(W).to_numpy(W) for W in self.weights]
         return self.__dict__ | {"_weights": weights, "_backend": self.backend}
 
     def __setstate__(self, state):
@@ -352,49 +355,48 @@ class Network:
 
     def __str__(self):
         lines = [f"Network {'-'.join(map(str, self.layer_sizes))}, loss {self.loss_function.name}, "
-                 f"{sum(math.prod(W.shape) for W in self._weights):,} weights"]  # fmt: skip
+                 f"{sum(math.prod(W.shape) for W in self.weights):,} weights"]  # fmt: skip
         for k, (inputs, outputs) in enumerate(pairwise(self.layer_sizes)):
             bias = " + bias" if self.bias else ""
             lines.append(f"  l{k + 1} = {self.activations[k].name}(l{k} @ syn{k}{bias}): {inputs} -> {outputs}")
         return "\n".join(lines)
 
-    def _objective(self, reduction, l1, l2, clip):
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"`reduction` must be 'mean' or 'sum'; got {reduction!r}.")
-        clip = None if clip is None else positive("clip", clip)
-        return Objective(self.layer_sizes, self.activations, self.loss_function, self.bias, reduction,
-                         not_negative("l1", l1), not_negative("l2", l2), clip)  # fmt: skip
+    def rows(self, X, y, sample_weight=None, *, widest=False):
+        """The rows that this network is trained on: checked, converted, and moved to where it computes.
 
-    def _rows(self, X, y, sample_weight):
-        """The door: X, y and weights checked, converted and moved to where they are computed on."""
+        Parameters
+        ----------
+        X, y, sample_weight : arrays
+            See `train`.
+        widest : bool
+            Whether they are to be in float64, where the device has it.
+
+        Returns
+        -------
+        Rows
+        """
         X = matrix(X, columns=self.layer_sizes[0])
         if self.activations[-1].slope is None and getattr(y, "ndim", np.ndim(y)) == 1:
             raise ValueError("`y` must be one-hot, of shape (N, C), for a softmax output; got class labels of shape "
-                             f"({len(y)},). Use classes, Y = bp.one_hot(y).")  # fmt: skip
-        backend = resolve(self._backend, X=X, y=y, sample_weight=sample_weight)
-        y = targets(y, X.shape[0], self.layer_sizes[-1])
+                            f"({len(y)},). Use classes, Y = bp.one_hot(y).")  # fmt: skip
+        y = targets(y, X.array.shape[0], self.layer_sizes[-1])
+        weight = None if sample_weight is None else given(sample_weight, "sample_weight")
+        backend = resolve(self._backend, X=X.home, y=y.home, sample_weight=weight and weight.home)
         check_targets(y, self.loss_function)
-        dtype = self.dtype or float_dtype(X, backend)
+        dtype = self.dtype or float_dtype(X.array, backend)
         backend.check_dtype(dtype)
-        return Rows(X, y, sample_weight, backend=backend, dtype=dtype)
+        return Rows(X, y, weight, backend=backend, dtype=backend.widest if widest else dtype, own_dtype=dtype)
 
     def _place(self, X):
         """Where and in what to compute for X alone, and the weights there."""
-        backend = resolve(self._backend, X=X)
-        dtype = self.dtype or float_dtype(X, backend)
+        backend = resolve(self._backend, X=X.home)
+        dtype = self.dtype or float_dtype(X.array, backend)
         backend.check_dtype(dtype)
-        return backend, dtype, [backend.asarray(W, dtype) for W in self._weights]
-
-    def _home(self, X, backend, result):
-        """A result, brought back to where the caller's X lives."""
-        home = backend_of(numbers(X))
-        if home.library is backend.library and str(home.device) == str(backend.device):
-            return result
-        return home.asarray(backend.to_numpy(result))
+        return backend, dtype, [backend.asarray(W, dtype) for W in self.weights]
 
     def _evaluate(self, objective, X, y, sample_weight):
-        rows = self._rows(X, y, sample_weight)
-        weights = [rows.backend.asarray(W, rows.dtype) for W in self._weights]
+        rows = self.rows(X, y, sample_weight)
+        weights = [rows.backend.asarray(W, rows.dtype) for W in self.weights]
         engine, _ = choose("auto", objective, rows, None, batch_rows=rows.n, steps=1)
         try:
             with rows.backend.active(), engine.held():
@@ -415,42 +417,14 @@ def _dtype(dtype):
     return name
 
 
-def _check_weights(weights, layer_sizes, bias):
-    shapes = [(i + bias, o) for i, o in pairwise(layer_sizes)]
-    got = [tuple(getattr(W, "shape", (type(W).__name__,))) for W in weights]
-    if got != shapes:
-        raise ValueError(f"`weights` must be arrays of shapes {shapes}; got {got}.")
+def _floats(W, dtype):
+    """A matrix in a dtype of floats, where it is; in the widest that its device has, if it lacks that one."""
+    home = backend_of(W)
+    return home.asarray(W, dtype if dtype in home.floats else home.widest)
 
 
-def _plan(n, batch_size, shuffle, seed, resume):
-    size = n if batch_size is None else min(whole("batch_size", batch_size), n)
-    seed = checked_seed(seed)
-    if seed is None:
-        state = getattr(resume, "state", None)
-        seed = state.plan.seed if state else int(np.random.SeedSequence().generate_state(1)[0])
-    return Plan(n, size, bool(shuffle), seed)
-
-
-def _count(steps, epochs, plan):
-    if (steps is None) == (epochs is None):
-        raise ValueError(f"give exactly one of `steps` (updates) and `epochs`; got steps={steps!r}, epochs={epochs!r}.")
-    return whole("steps", steps) if epochs is None else whole("epochs", epochs) * plan.steps_per_epoch
-
-
-def _resumed(resume, solver, plan, shape):
-    """The state to go on from, if it is of the same training."""
-    if resume is None:
-        return None
-    state = getattr(resume, "state", None)
-    if state is None:
-        raise ValueError("`resume` must be a History that train returned; this one has no state.")
-    if solver == "lbfgs":
-        raise ValueError(
-            "`resume` does not go with solver='lbfgs', which keeps no state; leave it out to go on from here."
-        )
-    if state.shape != shape:
-        raise ValueError(f"`resume` must be of this network's shape {shape}; it is of {state.shape}.")
-    if (state.solver, state.plan) != (solver, plan):
-        raise ValueError(f"`resume` must go on with the same solver, rows, batch_size, shuffle and seed: "
-                         f"it was {state.solver} on {state.plan}; got {solver} on {plan}.")  # fmt: skip
-    return state
+def _home(X, backend, result):
+    """A result, brought back to where the caller's X, a `Given`, lives."""
+    if X.backend.same_place(backend):
+        return result
+    return X.backend.asarray(backend.to_numpy(result))

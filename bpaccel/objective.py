@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from bpaccel import activations, losses
 from bpaccel.activations import ACTIVATIONS, Activation
 from bpaccel.backends import namespace
+from bpaccel.checks import not_negative, positive
 from bpaccel.dropout import Dropout
 from bpaccel.losses import Loss
 
@@ -45,12 +46,41 @@ class Objective:
     def known(self):
         """Whether all activations and the loss are rows of our tables, and not functions of a user's own."""
         ours = [ACTIVATIONS.get(f.name) is f for f in self.activations]
-        return all(ours) and losses.known(self.loss, self.activations[-1].name)
+        return all(ours) and losses.known(self.loss, self.activations[-1])
 
     @property
     def shipped(self):
         """Whether all activations and the loss are rows that this package came with, which its kernels know."""
         return all(map(activations.shipped, self.activations)) and losses.shipped(self.loss)
+
+    @classmethod
+    def of(cls, network, reduction="mean", l1=0.0, l2=0.0, clip=None):
+        """The objective of a `Network`, for arguments as they were given.
+
+        Raises
+        ------
+        ValueError
+            If an argument breaks its rule.
+        """
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"`reduction` must be 'mean' or 'sum'; got {reduction!r}.")
+        clip = None if clip is None else positive("clip", clip)
+        return cls(network.layer_sizes, network.activations, network.loss_function, network.bias, reduction,
+                   not_negative("l1", l1), not_negative("l2", l2), clip)  # fmt: skip
+
+    def settings(self):
+        """What a resumed training must share, as JSON values."""
+        return {
+            "layer_sizes": list(self.layer_sizes),
+            "activation": [f.name for f in self.activations],
+            "loss": self.loss.name,
+            "bias": self.bias,
+            "reduction": self.reduction,
+            "l1": self.l1,
+            "l2": self.l2,
+            "clip": self.clip,
+            "dropout": None if self.dropout is None else list(self.dropout),
+        }
 
     def finish(self, weights, sums):
         """The updates of a step, reduced, penalised and clipped, and the penalty (a 0-D array, not yet reduced)."""

@@ -8,6 +8,7 @@ weight-shaped lists. Updates are *minus* the gradient, so a solver adds them. Ad
 from dataclasses import dataclass, fields
 
 from bpaccel.backends import namespace
+from bpaccel.checks import fraction, not_negative, positive, share
 from bpaccel.core import apply_updates
 
 
@@ -30,6 +31,12 @@ class Solver:
 
     def start(self, weights):
         return ()
+
+    def _hold(self, **rules):
+        """Hold hyperparameters to rules of `bpaccel.checks`. They become Python's floats, for a float64 of NumPy's
+        would make float64 of float32 weights."""
+        for name, rule in rules.items():
+            object.__setattr__(self, name, rule(name, getattr(self, name)))
 
     # Written once: for each class anew, as a dataclass does, they take as long to make as the rest of this module.
     def __eq__(self, other):
@@ -60,6 +67,9 @@ class Momentum(Solver):
 
     momentum: float = 0.9
 
+    def __post_init__(self):
+        self._hold(momentum=fraction)
+
     def step(self, weights, updates, state, rate, t):
         (velocities,) = state
         velocities = [self.momentum * v + rate * u for v, u in zip(velocities, updates)]
@@ -88,6 +98,9 @@ class Adam(Solver):
     beta_2: float = 0.999
     epsilon: float = 1e-8
 
+    def __post_init__(self):
+        self._hold(beta_1=share, beta_2=share, epsilon=positive)
+
     def start(self, weights):
         return (_zeros(weights), _zeros(weights))
 
@@ -115,6 +128,10 @@ class AdamW(Adam):
 
     weight_decay: float = 0.01
 
+    def __post_init__(self):
+        super().__post_init__()
+        self._hold(weight_decay=not_negative)
+
     def step(self, weights, updates, state, rate, t):
         means, squares = self._running_means(updates, state)
         correction = (1.0 - self.beta_2 ** (t + 1)) ** 0.5
@@ -131,6 +148,9 @@ class RMSprop(Solver):
     alpha: float = 0.99
     epsilon: float = 1e-8
     momentum: float = 0.0
+
+    def __post_init__(self):
+        self._hold(alpha=share, epsilon=positive, momentum=fraction)
 
     def start(self, weights):
         return (_zeros(weights), _zeros(weights))
@@ -151,6 +171,13 @@ SOLVERS = {
     "adamw": AdamW,
     "rmsprop": RMSprop,
 }
+
+
+def described(solver):
+    """A text that tells a solver from all others, with its hyperparameters: for files."""
+    if isinstance(solver, Solver) and type(solver) not in SOLVERS.values():
+        return f"{type(solver).__module__}.{solver!r}"
+    return str(solver)
 
 
 def _name(solver):

@@ -4,6 +4,7 @@ What a network does not know about itself: which column is which input, how numb
 what its outputs are called. All of it is saved with the weights, and `load` gives it back.
 """
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -11,11 +12,16 @@ import numpy as np
 
 from bpaccel import storage
 from bpaccel.backends import resolve
+from bpaccel.callbacks import ProgressBar
+from bpaccel.checks import flag, functions
 from bpaccel.checks import seed as checked_seed
 from bpaccel.columns import Table, as_table, listed
 from bpaccel.data import one_hot
 from bpaccel.network import Network
-from bpaccel.training import DivergenceError
+from bpaccel.training import checkpoint, run
+from bpaccel.training.callback import Callback
+from bpaccel.training.history import History
+from bpaccel.training.run import Options
 
 FEW_CLASSES = 20  # a column of whole numbers with more different values than this is a quantity, not a class
 MOST_STEPS = 500  # of an epoch, where the size of a batch is not given: large tables take larger batches
@@ -104,7 +110,7 @@ class TableModel:
         if isinstance(hidden, str):
             raise ValueError(f"`hidden` must be whole numbers such as (32, 16); got {hidden!r}.")
         self.hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-        self.activation, self.standardise = activation, bool(standardise)
+        self.activation, self.standardise = activation, flag("standardise", standardise)
         self.seed, self.dtype, self.backend = checked_seed(seed), dtype, backend
         self.task, self.reason, self._asked = task, None, task
         self.names: tuple[str, ...] = ()
@@ -116,8 +122,10 @@ class TableModel:
         self._y_mean = self._y_scale = math.nan
 
     def fit(self, table, target, *, epochs=None, steps=None, learning_rate=0.003, batch_size=None, l2=0.01,
-            solver="adam", sample_weight=None, **options):  # fmt: skip
+            solver="adam", sample_weight=None, resume=None, callbacks=(), progress=False, **options):  # fmt: skip
         """Learn a column from all others, from the start.
+
+        A fit that is refused changes nothing: a model that was learned before is still there.
 
         Parameters
         ----------
@@ -132,8 +140,14 @@ class TableModel:
         l2 : float
         solver : str or Solver
         sample_weight : array of shape (N,), optional
+        callbacks, progress
+            See `Network.train`. The model may be asked from a callback.
+        resume : History, str or Path, optional
+            What to go on with, as if it had never stopped: what the last `fit` of this model returned, for as many
+            further epochs; or the file that `bpaccel.callbacks.Checkpoint` wrote of a fit of the same table, to the end
+            of all epochs.
         **options
-            Further ones of `Network.train`: engine, threads, l1, clip, shuffle, callbacks, record_every, progress.
+            Further ones of `Network.train`: engine, threads, l1, clip, dropout, shuffle, record_every.
 
         Returns
         -------
@@ -146,8 +160,29 @@ class TableModel:
         """
         if "seed" in options:
             raise ValueError("`seed` is an argument of TableModel itself, for the weights and the order of the rows.")
-        self.network, target = None, str(target)
         table = as_table(table)
+        learned = copy.copy(self)
+        y, columns = learned._learn(table, str(target))
+        if epochs is None and steps is None:
+            epochs = 50
+        if batch_size is None and solver != "lbfgs":
+            batch_size = max(32, -(-table.rows // MOST_STEPS))
+        learned.network = learned._new_network(y.shape[1])
+        if isinstance(resume, History):
+            learned._go_on_from(self)
+        X = learned._scaled(columns, learned.network.dtype)
+        del columns  # a copy of the table that training need not keep
+        callbacks = [_Begun(self, learned), *functions("callbacks", callbacks)]
+        if flag("progress", progress):
+            callbacks.append(ProgressBar())
+        asked = Options(
+            epochs=epochs, steps=steps, learning_rate=learning_rate, batch_size=batch_size, l2=l2, solver=solver,
+            seed=self.seed, resume=resume, callbacks=callbacks, **options,
+        )  # fmt: skip
+        return run.train(learned.network, X, y, sample_weight, asked, learned.to_parts)
+
+    def _learn(self, table, target):
+        """Learn the columns, their scaling and the kind of the target; returns targets and columns as numbers."""
         y = self._learn_target(table, target)
         self.names, self.target = tuple(name for name in table.names if name != target), target
         if not self.names:
@@ -160,23 +195,18 @@ class TableModel:
             if self.standardise:
                 self._y_mean, self._y_scale = _scaling(y)
             y = (y[:, None] - self._y_mean) / self._y_scale
-        if epochs is None and steps is None:
-            epochs = 50
-        if batch_size is None and solver != "lbfgs":
-            batch_size = max(32, -(-table.rows // MOST_STEPS))
-        network = self._new_network(y.shape[1])
-        X = self._scaled(columns, network.dtype)
-        del columns  # a copy of the table that training need not keep
-        try:
-            history = network.train(
-                X, y, epochs=epochs, steps=steps, learning_rate=learning_rate,
-                batch_size=batch_size, l2=l2, solver=solver, sample_weight=sample_weight, seed=self.seed, **options,
-            )  # fmt: skip
-        except DivergenceError:
-            self.network = network  # with the last finite weights, as the error says
-            raise
-        self.network = network
-        return history
+        return y, columns
+
+    def _go_on_from(self, model):
+        """Take the weights of a model that has learned from the same table.
+
+        Raises
+        ------
+        ValueError
+            If it has not.
+        """
+        checkpoint.check_model(model.to_parts(), self.to_parts())
+        self.network.weights = model.network.weights
 
     def predict(self, table):
         """The class, or the number, of each row: an array of shape (N,).
@@ -247,6 +277,10 @@ class TableModel:
             model._means, model._scales = arrays["scaling.means"], arrays["scaling.scales"]
             model._y_mean, model._y_scale = map(float, arrays["scaling.target"])
             model.classes = None if header["classes"] is None else np.array(header["classes"])
+            if model.classes is not None and model.classes.tolist() != header["classes"]:
+                raise ValueError("its classes are of different kinds")
+            if not isinstance(header["columns"], list):
+                raise ValueError("its columns are no list")
             model._check()
         except storage.ModelFileError:
             raise
@@ -279,9 +313,19 @@ class TableModel:
             f"the network has {outputs} outputs, which is not what its classes ask for": expected
             in (outputs, (outputs,)),
             "it does not say its task": self.task in TASKS,
+            "its target is not a name of text, or is one of its columns": isinstance(self.target, str)
+            and self.target not in self.names,
+            "its reason is not a text": isinstance(self.reason, str),
+            "its classes are not sorted, of one kind, each once; or a regression has some": self._has_right_classes(),
         }
         if broken := [rule for rule, holds in rules.items() if not holds]:
             raise storage.ModelFileError(f"the model file contradicts itself: {broken[0]}.")
+
+    def _has_right_classes(self):
+        if self.task == "regression":
+            return self.classes is None
+        sorted_ = self.classes.ndim == 1 and bool(np.all(self.classes[:-1] < self.classes[1:]))
+        return sorted_ and self.classes.dtype.kind in "biufU"
 
     def __repr__(self):
         if self.network is None:
@@ -344,6 +388,16 @@ class TableModel:
         return outputs
 
 
+class _Begun(Callback):
+    """Makes a model what it has learned as soon as the training begins: its other callbacks may ask it."""
+
+    def __init__(self, model, learned):
+        self.model, self.learned = model, learned
+
+    def begin(self, progress, resumed):
+        self.model.__dict__.update(self.learned.__dict__)
+
+
 def _scaling(column):
     """Mean and standard deviation; (mean, 1) for a constant column, which must not divide by 0."""
     largest = np.abs(column).max()
@@ -394,7 +448,7 @@ def load(path, backend=None, dtype=None):
     """
     header, arrays = storage.read(path)
     kinds: dict[str, Any] = {"network": Network, "table": TableModel}
-    kind = header.get("kind") if isinstance(header, dict) else None
+    kind = header.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise storage.ModelFileError(f"{str(path)!r} is of kind {kind!r}, and this bpaccel knows {listed(kinds)} only.")
     model = kinds[kind].from_parts(header, arrays)

@@ -46,7 +46,7 @@ class Case:
     def objective(self, **changes):
         """The `Objective` of the case; the sum over rows, unless ``changes`` say otherwise."""
         rows = tuple(map(activations.get, self.activations))
-        loss = losses.get(self.loss, self.activations[-1])
+        loss = losses.get(self.loss, rows[-1])
         return replace(Objective(self.layer_sizes, rows, loss, self.bias, "sum"), **changes)
 
     def arrays(self):
@@ -132,7 +132,7 @@ def expected(case, arrays=None):
 
     e_deltas, l, e_l = [], layers[-1], e_layers[-1]
     f, loss = objective.activations[-1], objective.loss
-    if f.name in loss.cancels:
+    if f in loss.cancels:
         e_delta = np.abs(y) + np.abs(l) + e_l
     else:
         error = loss.error(y, l, np)

@@ -84,13 +84,13 @@ def test_two_devices_and_no_name_is_an_error():
 def test_the_environment_names_a_backend_for_host_data_only(monkeypatch, backend):
     monkeypatch.setenv("BPACCEL_BACKEND", backend)
     where = bp.backend(backend)
-    assert resolve(None, X=np.ones(3)).name == where.name
-    assert resolve(None, X=X).name == where.name
-    assert resolve("numpy", X=X).name == "numpy"
+    assert resolve(None, X=backend_of(np.ones(3))).name == where.name
+    assert resolve(None, X=None).name == where.name
+    assert resolve("numpy", X=None).name == "numpy"
     strict = pytest.importorskip("array_api_strict")
-    assert resolve(None, X=strict.ones(3)).name == "array_api_strict"
+    assert resolve(None, X=backend_of(strict.ones(3))).name == "array_api_strict"
     monkeypatch.setenv("BPACCEL_BACKEND", "")
-    assert resolve(None, X=X).name == "numpy"
+    assert resolve(None, X=None).name == "numpy"
 
 
 def test_auto_is_cupy_if_usable_else_numpy():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bpaccel.backends import backend as backend_of_name
-from bpaccel.data import Rows, float_dtype, matrix, numbers, targets
+from bpaccel.data import Rows, float_dtype, matrix, numbers, one_hot, targets
 
 X, Y, W = np.arange(30.0).reshape(10, 3), np.arange(10.0)[:, None], np.arange(10.0)
 
@@ -91,7 +91,7 @@ def test_the_dtype_is_the_arrays_own_or_the_widest():
 def test_one_dimensional_targets_are_one_column(place):
     where = backend_of_name(place)
     y = targets(where.asarray([1, 2, 3], where.widest), 3, 1)
-    assert tuple(y.shape) == (3, 1)
+    assert tuple(y.array.shape) == (3, 1)
     with pytest.raises(ValueError, match=r"of shape \(3, 2\)"):
         targets(where.asarray([1, 2, 3], where.widest), 3, 2)
 
@@ -106,3 +106,72 @@ def test_a_matrix_has_two_dimensions():
     for bad in (np.ones(3), np.ones((2, 2, 2)), np.float64(1.0)):
         with pytest.raises(ValueError, match="`X` must be 2-D"):
             matrix(bad)
+
+
+# --- one_hot ---
+
+
+@pytest.mark.parametrize(("labels", "classes"), [
+    ([True, False, True], [False, True]),
+    (np.array([2, -1, 2], np.int8), [-1, 2]),
+    ([1.5, 0, 1.5], [0.0, 1.5]),
+    (["b", "", "nan"], ["", "b", "nan"]),
+    ((b"b", b"a", b"b"), [b"a", b"b"]),
+    (np.array(["b", "a", "b"], object), ["a", "b"]),
+    (np.array(["2024", "2020", "2024"], "M8[Y]"), np.array(["2020", "2024"], "M8[Y]")),
+    (np.ma.array([3, 1, 3]), [1, 3]),
+    (np.ma.array([3, 1, 3], mask=[0, 0, 0]), [1, 3]),
+])  # fmt: skip
+def test_one_hot_gives_a_column_to_each_class(labels, classes):
+    found, Y = one_hot(labels)
+    assert list(found) == list(classes)
+    assert type(found) is np.ndarray
+    assert list(found[Y.argmax(axis=1)]) == list(np.asarray(labels))
+    np.testing.assert_array_equal(Y.sum(axis=1), 1.0)
+
+
+def test_one_hot_takes_labels_of_any_library(place):
+    where = backend_of_name(place)
+    classes, Y = one_hot(where.asarray(np.array([2, 0, 2]), "int32"))
+    assert list(classes) == [0, 2]
+    np.testing.assert_array_equal(Y, [[0, 1], [1, 0], [0, 1]])
+
+
+@pytest.mark.parametrize(("labels", "sentence"), [
+    ([1.0, np.nan, 2.0, np.nan], "got 2 of 4, the first of them nan in row 1."),
+    (np.array([1, np.nan], np.float32), "got 1 of 2, the first of them nan in row 1."),
+    (np.array([np.nan, 1j]), "got 1 of 2"),
+    (["a", None, "b"], "got 1 of 3, the first of them None in row 1."),
+    (["a", "b", float("nan")], "got 1 of 3, the first of them nan in row 2."),
+    ([True, None], "got 1 of 2, the first of them None in row 1."),
+    (np.array(["2020", "NaT", "NaT"], "M8[D]"), "got 2 of 3, the first of them NaT in row 1."),
+    (np.array(["NaT", 1], "m8[s]"), "got 1 of 2, the first of them NaT in row 0."),
+], ids=str)  # fmt: skip
+def test_one_hot_makes_no_class_of_what_is_missing(labels, sentence):
+    with pytest.raises(ValueError, match="`labels` must have no missing values; .*Leave out such rows") as raised:
+        one_hot(labels)
+    assert sentence in str(raised.value)
+
+
+def test_one_hot_refuses_what_pandas_calls_missing():
+    pandas = pytest.importorskip("pandas")
+    for labels in (pandas.Series([1, None], dtype="Int64"), pandas.Series(["a", pandas.NA], dtype="string"),
+                   pandas.Series(["a", None]), pandas.Series(pandas.to_datetime(["2020", None])),
+                   pandas.Categorical(["a", None]), np.array(["a", pandas.NA], object)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"`labels` must have no missing values; got 1 of 2, .* in row 1\."):
+            one_hot(labels)
+
+
+@pytest.mark.parametrize("labels", [[1, "a"], ["a", 2.5], [b"a", 1], [b"a", "a"], np.array([1, "a"], object)], ids=str)
+def test_one_hot_refuses_a_mixture_of_text_and_others(labels):
+    """NumPy makes text of a list with some text in it: the number 1 would be the class "1"."""
+    with pytest.raises(ValueError, match="`labels` must be all numbers or all text; got a mixture"):
+        one_hot(labels)
+
+
+def test_one_hot_refuses_labels_that_a_mask_hides():
+    for labels in (np.ma.array([1, 2, 1], mask=[0, 1, 0]), np.ma.array(["a", "b", "a"], mask=[0, 1, 0])):
+        with pytest.raises(ValueError, match="`labels` must have no masked cells; its mask hides 1 of 3"):
+            one_hot(labels)
+    with pytest.raises(ValueError, match="`labels` must have no masked cells"):
+        one_hot([1, np.ma.masked])

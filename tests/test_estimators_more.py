@@ -8,11 +8,13 @@ pytest.importorskip("sklearn")
 import sklearn
 from joblib import Parallel, delayed
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bpaccel import MLPClassifier, MLPRegressor, Network, one_hot
+from bpaccel.backends import backend as backend_of_name
 from bpaccel.solvers import Adam, GradientDescent
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -258,8 +260,134 @@ def test_a_network_trained_the_same_way_is_the_same():
 def test_the_order_of_rows_is_read_back_for_a_replay():
     from bpaccel.estimators.epochs import Epochs
 
-    plan = Epochs(10, 3, True, 0, 0, np.random.RandomState(0))
+    plan = Epochs(10, 3, True, 0, np.random.RandomState(0))
     orders = [plan.order(epoch) for epoch in range(5)]
     for epoch in (3, 4):
         np.testing.assert_array_equal(plan.order(epoch), orders[epoch])
-    assert len(plan.drawn) <= 3
+    epoch, order = plan.last()
+    np.testing.assert_array_equal(order, orders[epoch])
+    further = Epochs(10, 3, True, 0, np.random.RandomState(1))
+    further.go_on(epoch, order)
+    np.testing.assert_array_equal(further.order(4), orders[4])
+
+
+# --- subclasses, and targets that are text ---
+
+
+class LogRegressor(MLPRegressor):
+    """Learns the logarithm of its target."""
+
+    def fit(self, X, y):
+        return super().fit(X, np.log(y))
+
+    def predict(self, X):
+        return np.exp(super().predict(X))
+
+
+class CautiousClassifier(MLPClassifier):
+    """Says "high" only where it is sure."""
+
+    def __init__(self, threshold=0.9, hidden_layer_sizes=(5,), max_iter=8, random_state=0):
+        super().__init__(hidden_layer_sizes, max_iter=max_iter, random_state=random_state)
+        self.threshold = threshold
+
+    def predict(self, X):
+        return np.where(self.predict_proba(X)[:, 0] > self.threshold, *self.classes_)
+
+
+class EvenClassifier(MLPClassifier):
+    """Knows nothing."""
+
+    def predict_proba(self, X):
+        return np.full((len(X), len(self.classes_)), 1 / len(self.classes_))
+
+
+def test_the_score_is_that_of_an_overridden_predict():
+    """Directly, in cross-validation and in searches, as with scikit-learn's own classes."""
+    y = np.exp(SUM)
+    model = LogRegressor(**SMALL | {"max_iter": 100, "learning_rate_init": 0.01}).fit(X, y)
+    assert model.score(X, y) == r2_score(y, model.predict(X)) > 0.5
+    weight = np.arange(80.0)
+    assert model.score(X, y, weight) == r2_score(y, model.predict(X), sample_weight=weight)
+    parts = cross_validate(model, X, y, cv=3, return_estimator=True, return_indices=True)
+    for score, fitted, rows in zip(parts["test_score"], parts["estimator"], parts["indices"]["test"]):
+        assert score == r2_score(y[rows], fitted.predict(X[rows]))
+    np.testing.assert_array_equal(cross_val_score(model, X, y, cv=3), parts["test_score"])
+
+    cautious = CautiousClassifier(0.0).fit(X, LABELS)
+    assert set(cautious.predict(X)) == {"high"}
+    assert cautious.score(X, LABELS) == np.mean(LABELS == "high")
+    search = GridSearchCV(CautiousClassifier(), {"threshold": [0.0, 0.5, 1.0]}, cv=3).fit(X, LABELS)
+    scores = search.cv_results_["mean_test_score"]
+    assert scores[0] == pytest.approx(np.mean(LABELS == "high"), abs=0.02)  # each third has its share of them
+    assert scores[2] == pytest.approx(np.mean(LABELS == "low"), abs=0.02)
+    assert search.best_params_["threshold"] != 0.0
+
+
+def test_log_probabilities_are_those_of_an_overridden_predict_proba():
+    model = EvenClassifier(**SMALL).fit(X, LABELS)
+    np.testing.assert_array_equal(model.predict_log_proba(X), np.full((80, 2), np.log(0.5)))
+    plain = MLPClassifier(**SMALL).fit(X, LABELS)
+    np.testing.assert_array_equal(plain.predict_log_proba(X), np.log(plain.predict_proba(X)))
+
+
+def test_the_score_of_an_overridden_predict_on_arrays_of_any_library(backend):
+    """What the overridden method returns may live where X does, or on the host."""
+    where = backend_of_name(backend)
+    rows = where.asarray(X, where.widest)
+
+    class Shifted(MLPRegressor):
+        def predict(self, X):
+            return super().predict(X) + 1.0
+
+    class OnHost(MLPRegressor):
+        def predict(self, X):
+            return where.to_numpy(super().predict(X)) + 1.0
+
+    wanted = r2_score(SUM, where.to_numpy(MLPRegressor(**SMALL).fit(rows, SUM).predict(rows)) + 1.0)
+    for kind in (Shifted, OnHost):
+        assert kind(**SMALL).fit(rows, SUM).score(rows, SUM) == pytest.approx(wanted)
+
+
+TEXT = {
+    "numpy's text": np.array([str(v) for v in SUM]),
+    "bytes": np.array([str(v) for v in SUM]).astype("S"),
+    "objects": np.array([str(v) for v in SUM], object),
+    "some objects": np.array([*SUM[:-1], "1.5"], object),
+    "a list": [str(v) for v in SUM],
+    "a column": np.array([str(v) for v in SUM], object)[:, None],
+}
+
+
+@pytest.mark.parametrize("y", TEXT.values(), ids=list(TEXT))
+def test_targets_that_are_text_do_not_train_a_regressor(y):
+    """Not even text of numbers, which NumPy turns into numbers where it is asked for floats."""
+    for train in (MLPRegressor.fit, MLPRegressor.partial_fit, MLPRegressor.initialize):
+        model = MLPRegressor(**SMALL)
+        with pytest.raises(ValueError, match=r"`y` must be numbers; got text \(dtype .*\.astype\(float\)"):
+            train(model, X, y)
+        assert not hasattr(model, "coefs_")
+    with pytest.raises(ValueError, match="`y_val` must be numbers; got text"):
+        MLPRegressor(**SMALL).fit(X, SUM, X_val=X, y_val=y)
+
+
+def test_targets_that_are_text_are_refused_from_callbacks_and_pandas():
+    pandas = pytest.importorskip("pandas")
+    for dtype in (object, "string", "category"):
+        with pytest.raises(ValueError, match="`y` must be numbers; got text"):
+            MLPRegressor(**SMALL).fit(X, pandas.Series(TEXT["objects"]).astype(dtype))
+
+    def look(progress):
+        with pytest.raises(ValueError, match="`y` must be numbers; got text"):
+            progress.network.loss(X, TEXT["numpy's text"])
+        looked.append(progress.network.loss(X, SUM))
+
+    looked: list = []
+    MLPRegressor(callbacks=[look], **SMALL).fit(X, SUM)
+    assert len(looked) == 8
+
+
+def test_targets_that_are_objects_of_numbers_do_train():
+    wanted = MLPRegressor(**SMALL).fit(X, SUM)
+    assert _same_weights(MLPRegressor(**SMALL).fit(X, SUM.astype(object)), wanted)
+    assert _same_weights(MLPRegressor(**SMALL).fit(X, SUM.tolist()), wanted)

@@ -92,7 +92,7 @@ def test_a_pair_of_functions_is_a_loss():
     ("huber:x", "identity", "needs a number between 0 and inf; got 'x'"),
     ("log_loss", "identity", "needs an output activation of sigmoid or softmax; got 'identity'"),
     ("poisson", "relu", "needs an output activation of exp or softplus or sigmoid; got 'relu'"),
-    ("squared_error", "softmax", "softmax goes with loss='log_loss' only"),
+    ("squared_error", "softmax", "softmax has no slope, and goes with a loss that cancels it only"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused_in_words(loss, output, sentence):
     with pytest.raises(ValueError, match=sentence):

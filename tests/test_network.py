@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import bpaccel as bp
-from bpaccel.history import History
 from bpaccel.storage import read, write
+from bpaccel.training.history import History
 
 X = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]])
 Y = np.array([0, 1, 1, 0])
@@ -196,7 +196,7 @@ WRONG_INPUT = [
     ({"l1": 1j}, "`l1` must be a finite number of at least 0"),
     ({"seed": -1}, "`seed` must be a whole number from 0"),
     ({"clip": 0}, "`clip` must be a finite number above 0"),
-    ({"resume": History()}, "`resume` must be a History that train returned"),
+    ({"resume": History()}, "`resume` must be a History that can go on"),
 ]
 
 

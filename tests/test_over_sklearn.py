@@ -199,7 +199,7 @@ def test_callbacks(tmp_path, capsys):
     halves = Schedule(StepDecay(0.01, every=2), by="epoch")
     model = MLPRegressor(**SMALL, learning_rate_init=0.01, callbacks=[halves, Checkpoint(tmp_path / "net.safetensors")])
     model.fit(X, SUM)
-    assert model.history_.rate == pytest.approx([0.01, 0.01, 0.01, 0.005, 0.005, 0.0025], rel=1e-12)
+    assert model.history_.rate == pytest.approx([0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025], rel=1e-12)
     saved = load(tmp_path / "net.safetensors")
     np.testing.assert_array_equal(saved.predict(X)[:, 0], model.predict(X))
     patient = EarlyStopping(X[:20], -SUM[:20], patience=2)  # wrong targets: it can but get worse

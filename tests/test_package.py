@@ -81,7 +81,12 @@ def test_every_module_says_what_it_is_for():
 
 
 def test_public_names_are_what_their_modules_hold():
-    for name, module in {"Network": "network", "load": "tables", "one_hot": "data", "History": "history"}.items():
+    for name, module in {
+        "Network": "network",
+        "load": "tables",
+        "one_hot": "data",
+        "History": "training.history",
+    }.items():
         assert getattr(bpaccel, name) is getattr(importlib.import_module(f"bpaccel.{module}"), name)
     assert set(bpaccel.__all__) < set(dir(bpaccel))
     assert {"MLPClassifier", "MLPRegressor"} == set(dir(bpaccel)) - set(bpaccel.__all__)
@@ -161,7 +166,7 @@ def test_info_shows_backends_engines_and_threads():
         assert part in done.stdout
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/choosing.md", "docs/estimators.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/choosing.md", "docs/estimators.md", "docs/resume.md"])
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     """All its Python blocks, in order, in one namespace, after the scripts that its ``sh`` blocks run; blocks that need
     a GPU say so and are skipped."""

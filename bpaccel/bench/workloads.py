@@ -53,8 +53,8 @@ class Workload:
 
     @property
     def objective(self):
-        loss = losses.get("squared_error", "sigmoid")
-        return Objective(self.layer_sizes, tuple(map(activations.get, self.activations)), loss)
+        rows = tuple(map(activations.get, self.activations))
+        return Objective(self.layer_sizes, rows, losses.get("squared_error", rows[-1]))
 
     def weights(self, dtype="float64"):
         """The weights before the first step: NumPy arrays, one of shape (I, O) for each pair of layers."""

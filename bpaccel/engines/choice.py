@@ -46,7 +46,7 @@ def refusal(kind, objective, rows, solver):
     return kind.refuses(objective, rows, solver)
 
 
-def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
+def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None, prefer=None):
     """An engine for the work, and why this one.
 
     Parameters
@@ -61,6 +61,9 @@ def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
     steps : int
         How many steps are to be taken.
     threads : int, optional
+    prefer : str, optional
+        The engine of the training that goes on: "auto" keeps it where it can, for the number of further steps must not
+        change the bits.
 
     Returns
     -------
@@ -74,6 +77,11 @@ def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
     """
     if name == "auto":
         name, reason = _automatic(objective, rows, solver, batch_rows, steps)
+        if prefer and (prefer := successor(prefer)) != name:
+            why_not = _why_not(prefer, objective, rows, solver)
+            kept = why_not is None
+            name, reason = (prefer, "it began this training") if kept else (name, f"{reason}; engine {prefer!r}, which "
+                            f"began this training, cannot go on with it: {why_not}")  # fmt: skip
     else:
         reason = "asked for"
     kind = find(name)
@@ -81,6 +89,16 @@ def choose(name, objective, rows, solver, *, batch_rows, steps, threads=None):
         raise ValueError(f"engine {kind.name!r} cannot do this: {reason_not}")
     engine = kind(objective, rows, threads)
     return engine, f"{reason}; {engine.note}" if engine.note else reason
+
+
+def _why_not(name, objective, rows, solver):
+    """Why the engine of an earlier training cannot do the work, in words; None if it can."""
+    if name not in ENGINES:
+        return "it is none of this version"
+    try:
+        return refusal(find(name), objective, rows, solver)
+    except ImportError as error:
+        return str(error)
 
 
 # torch.compile takes three to five seconds for each size of a batch, in a fresh process with nothing kept on the disk

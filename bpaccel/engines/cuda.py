@@ -14,6 +14,7 @@ import numpy as np
 from bpaccel.engines import Sums
 from bpaccel.engines.buffers import Buffers
 from bpaccel.engines.kernels import Kernels
+from bpaccel.losses import kernel_name
 from bpaccel.solvers import Adam, AdamW, GradientDescent, Momentum, Nesterov, RMSprop
 
 SOURCE = Path(__file__).with_name("mlp.cu")
@@ -120,14 +121,14 @@ class Cuda(Kernels):
     def options(cls, objective, dtype, *, weighted, vector):
         """The compiler's options for a network: everything that `mlp.cu` wants to know but MIN_BLOCKS."""
         names, loss = [f.name for f in objective.activations], objective.loss
-        name, _, number = loss.name.partition(":")
+        number = loss.name.partition(":")[2]
         macros = {
             "SIZES": ",".join(map(str, objective.layer_sizes)),
             "BIAS": int(objective.bias),
             "ACTIVATIONS": ",".join(f"activation::{f}" for f in names),
-            "LOSS": f"loss::{'categorical' if loss.outputs == ('softmax',) else name}",
+            "LOSS": f"loss::{kernel_name(loss)}",
             "LOSS_NUMBER": float(number or 0.0),
-            "CANCELS": int(names[-1] in loss.cancels),
+            "CANCELS": int(objective.activations[-1] in loss.cancels),
             "FLOAT64": int(dtype == "float64"),
             "WEIGHTED": int(weighted),
             "VECTOR": int(vector),

@@ -14,6 +14,7 @@ import numpy as np
 
 from bpaccel.engines import Sums
 from bpaccel.engines.kernels import Kernels
+from bpaccel.losses import kernel_name
 
 # Bytes that a block's layers and deltas may fill. Some ten launches of a few microseconds each should be little beside
 # the time that a GPU takes for so much memory; counted, and not yet measured on one.
@@ -48,7 +49,7 @@ class Wide(Kernels):
     def refuses(cls, objective, rows, solver):
         if trouble := cls.out_of_reach(rows.backend):
             return trouble
-        names = {*(f.name for f in objective.activations), _loss(objective)[0]}
+        names = {*(f.name for f in objective.activations), kernel_name(objective.loss)}
         if not objective.shipped or not names <= {*ACTIVATIONS, *LOSSES}:
             return f"it knows {', '.join([*ACTIVATIONS, *LOSSES])}, not functions of your own. Use engine='array'."
         return None
@@ -84,7 +85,7 @@ class Wide(Kernels):
 
         l, delta, f = layers[-1], deltas[-1], objective.activations[-1]
         family, number = _loss(objective)
-        loss = np.int32(LOSSES.index(family)), self._real(number), np.int32(f.name in objective.loss.cancels)
+        loss = np.int32(LOSSES.index(family)), self._real(number), np.int32(f in objective.loss.cancels)
         width, totals = np.int32(l.shape[1]), xp.empty(3, dtype=np.float64)
         y = xp.ascontiguousarray(y)
         blocks = self._launch("output", l.size, _code(f), *loss, y, l, w, delta, part, np.int64(l.size), width)
@@ -152,7 +153,4 @@ def _code(activation):
 
 def _loss(objective):
     """The name of the loss in `LOSSES`, and its number."""
-    family, _, number = objective.loss.name.partition(":")
-    if objective.activations[-1].name == "softmax":
-        family = "categorical"
-    return family, float(number or 0)
+    return kernel_name(objective.loss), float(objective.loss.name.partition(":")[2] or 0)

@@ -1,7 +1,7 @@
 """BaseMLP: what the classifier and the regressor have in common, which is nearly all."""
 
 import contextlib
-import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from numbers import Integral, Real
@@ -13,21 +13,23 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from bpaccel import activations
+from bpaccel import activations, losses
 from bpaccel.activations import ACTIVATIONS, Activation
-from bpaccel.backends import backend_of, dtype_name
+from bpaccel.backends import dtype_name
 from bpaccel.checks import functions
-from bpaccel.data import Rows, check_targets, float_dtype
+from bpaccel.data import check_targets, float_dtype
 from bpaccel.dropout import Dropout
 from bpaccel.engines.blocked import feed
-from bpaccel.estimators import convert, door
+from bpaccel.estimators import convert, door, validation
 from bpaccel.estimators.epochs import PerOutput
+from bpaccel.estimators.fits import LbfgsFit, StochasticFit, begin_curves, set_generator
 from bpaccel.estimators.fitted import Fitted
-from bpaccel.estimators.loops import Descent, Minimisation
 from bpaccel.estimators.network import EstimatorNetwork
-from bpaccel.estimators.tasks import CallbackSupportMixin, NoTasks, Tasks
+from bpaccel.estimators.optimizer import Optimizer
+from bpaccel.estimators.tasks import CallbackSupportMixin, SklearnCallbacks
+from bpaccel.objective import Objective
 from bpaccel.solvers import Solver
-from bpaccel.training import DivergenceError
+from bpaccel.training import DivergenceError, checkpoint
 
 # scikit-learn's name of ours.
 TO_OURS = {"logistic": "sigmoid"}
@@ -103,13 +105,20 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
             )
         return True
 
-    def _begin(self, X, y, incremental):
+    def _begin(self, X, y, incremental, saved=None):
         """Check rows and targets; the first time, draw the weights and set what is fitted to its start.
+
+        Parameters
+        ----------
+        saved : Saved or None
+            The fit that goes on.
 
         Returns
         -------
-        X, y, Y
-            The rows, the targets, and these for the network, of shape (N, O) and on the host.
+        X : Given
+            The rows.
+        y, Y : numpy.ndarray
+            The targets, and these for the network, of shape (N, O).
         network : EstimatorNetwork
             With the weights to go on from.
         """
@@ -117,24 +126,26 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
         hidden = list(hidden) if hasattr(hidden, "__iter__") else [hidden]
         if np.any(np.array(hidden) <= 0):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
-        first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
+        from_memory = saved is not None and saved.model is None
+        first = not hasattr(self, "coefs_") or not (self.warm_start or incremental or from_memory)
         X, y = door.training_data(self, X, y, reset=first, y_numeric=not is_classifier(self))
-        home = backend_of(X)
-        self._learn_targets(y, incremental)
+        home = X.backend
+        self._learn_targets(y, incremental or from_memory)
         if is_classifier(self):
             self._place_classes(home)
         Y = _columns(self._encoded(y))
-        self._random_state = check_random_state(self.random_state)
+        if not from_memory:
+            self._random_state = check_random_state(self.random_state)
         if first:
             self.n_outputs_, self.out_activation_ = Y.shape[1], self._out_activation()
         else:
             self._check_columns(Y, "y")
-            if not door.same_place(home, self._home()):
+            if not home.same_place(self._home()):
                 self._move(home)
             weights = self._weights()
             hidden = [W.shape[1] for W in weights[:-1]]  # those of the first fit, as there
         network = EstimatorNetwork(
-            [X.shape[1], *hidden, self.n_outputs_],
+            [X.array.shape[1], *hidden, self.n_outputs_],
             activation=[*self._activations(len(hidden)), TO_OURS.get(self.out_activation_, self.out_activation_)],
             loss=self.loss,
             bias=True,
@@ -144,7 +155,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
         )
         check_targets(Y, network.loss_function)
         if first:
-            self._initialize(network, home, float_dtype(X, home))
+            self._initialize(network, home, float_dtype(X.array, home))
         return X, y, Y, network
 
     def _activations(self, count):
@@ -165,17 +176,12 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
     def _initialize(self, network, home, dtype):
         self.n_iter_ = self.t_ = 0
         self.n_layers_ = len(network.layer_sizes)
-        network.weights = [home.asarray(W, dtype) for W in network.weights]
+        network.adopt([home.asarray(W, dtype) for W in network.weights])
         self._keep_weights(network.weights)
         self._best_weights = network.weights
         if self.solver != "lbfgs":
-            self._begin_curves()
-
-    def _begin_curves(self):
-        self.loss_curve_ = []
-        self._no_improvement_count = 0
-        self.best_loss_ = None if self.early_stopping else math.inf
-        self.validation_scores_ = self.validation_loss_curve_ = self.best_validation_score_ = None
+            begin_curves(self)
+            self._no_improvement_count = 0
 
     def _network_targets(self, y, name="y"):
         """Targets for the network, of shape (N, O), from those of an argument that were not trained on."""
@@ -217,26 +223,21 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
             self._begin(X, y, incremental=False)
         return self
 
-    def _fit(self, X, y, sample_weight=None, given=None, incremental=False, classes=None):
-        functions("callbacks", self.callbacks)
+    def _fit(self, X, y, sample_weight=None, given=None, incremental=False, classes=None, resume=None):
+        callbacks = functions("callbacks", self.callbacks)
         told = X, y, sample_weight
         with self._as_it_was_if_refused():
+            saved = self._saved(resume)
             if incremental:
                 self._learn_classes(y, classes)
-            X, y, Y, network = self._begin(X, y, incremental)
-            sample_weight = self._class_weighted(door.sample_weights(sample_weight, X.shape[0]), y)
-            home = backend_of(X)
-            rows = Rows(X, Y, sample_weight, backend=home, dtype=float_dtype(network.weights[0], home))
-            objective = self._objective(network)
-            loop: Descent | Minimisation
-            if self.solver == "lbfgs":
-                loop = Minimisation(self, network, objective, rows)
-            else:
-                loop = Descent(self, network, objective, rows, Y, given, incremental)
+            X, y, Y, network = self._begin(X, y, incremental, saved)
+            sample_weight = self._class_weighted(door.sample_weights(sample_weight, X.array.shape[0]), y)
+            rows = door.rows(X, Y, sample_weight, dtype_name(network.weights[0]), widest=self.solver == "lbfgs")
+            fit = self._set_up(network, rows, Y, given, incremental, saved)
+            fit.add(callbacks if incremental else [SklearnCallbacks(fit, *told), *callbacks])
         try:
-            with contextlib.closing(loop.engine):
-                tasks = NoTasks() if incremental else Tasks(self, network, loop.task, *told)
-                loop.run(tasks)
+            with contextlib.closing(fit.engine):
+                fit.run()
         except DivergenceError as error:
             message = (
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
@@ -245,17 +246,66 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
             raise ValueError(message) from error
         finally:
             self._keep_weights(network.weights)
-            loop.history.state = None  # the optimizer has it
-            self.history_ = loop.history
-        tasks.close()
+            self.history_ = fit.history
+            if isinstance(fit, StochasticFit):
+                self._best_weights, self._no_improvement_count = fit.best_weights, fit.no_improvement
+            for message, category in fit.warnings:
+                warnings.warn(message, category, stacklevel=4)
         return self
 
-    def _objective(self, network):
-        objective = network._objective("mean", self.l1, self.alpha, self.clip)
-        if objective.loss.name == "squared_error" and self.n_outputs_ > 1:
+    def _saved(self, resume):
+        """The fit to go on with: one of this estimator's, or one in a file."""
+        saved = checkpoint.find(resume)
+        if saved is not None and saved.model is None and resume is not getattr(self, "history_", None):
+            raise ValueError("`resume` must be the `history_` of this estimator's last fit, or the path of a "
+                             "checkpoint; got the History of another training.")  # fmt: skip
+        kind = LbfgsFit if self.solver == "lbfgs" else StochasticFit
+        if saved is not None and saved.model is not None and all(one[0] != kind.__name__ for one in saved.callbacks):
+            raise ValueError(f"`resume` must be the file of a fit of MLPClassifier or MLPRegressor with this solver, "
+                             f"{self.solver}; it is of another training.")  # fmt: skip
+        return saved
+
+    def _set_up(self, network, rows, Y, given, incremental, saved):
+        """The `Fit`: what draws from the random state does so in scikit-learn's order."""
+        kept = saved.callbacks or () if saved is not None else ()
+        state = next((state for kind, state, _ in kept if kind == StochasticFit.__name__), None)
+        if self.solver == "lbfgs":
+            whole = LbfgsFit(self, network, rows, self._keep_weights, saved)
+            self._coef_indptr, self._intercept_indptr = whole.coef_indptr, whole.intercept_indptr
+            whole.set_up(self._objective(network, saved))
+            return whole
+        goes_on = hasattr(self, "_optimizer") and (incremental or (saved is not None and saved.model is None))
+        optimizer = self._optimizer if goes_on else Optimizer.of(self)
+        if state is not None:
+            if not isinstance(self.random_state, np.random.RandomState):
+                self._random_state = np.random.RandomState()
+            set_generator(self._random_state, state)
+            optimizer.split = (state["train"], state["kept"]) if "train" in state else None
+            optimizer.order = (state["epoch"], state["order"]) if "epoch" in state else None
+        objective = self._objective(network, saved)
+        fit = StochasticFit(self, network, rows, self._keep_weights, saved, optimizer=optimizer,
+                            random=self._random_state, incremental=incremental)  # fmt: skip
+        fit.best_weights, fit.no_improvement = self._best_weights, getattr(self, "_no_improvement_count", 0)
+        split, kept = None, None
+        if given is not None:
+            kept = validation.own(self, given, objective, rows, self._network_targets, self._score_outputs)
+        elif self.early_stopping:
+            if saved is None:
+                optimizer.split = validation.split(self, Y, self._random_state)
+            split = optimizer.split
+            kept = validation.Validation(objective, rows, split[1], self._score_outputs)
+        fit.set_up(objective, kept, split)
+        self._optimizer = optimizer
+        return fit
+
+    def _objective(self, network, saved):
+        objective = Objective.of(network, "mean", self.l1, self.alpha, self.clip)
+        if objective.loss is losses.get("squared_error") and self.n_outputs_ > 1:
             objective = PerOutput(**vars(objective))
         if self.dropout:
-            objective = replace(objective, dropout=Dropout(self.dropout, int(self._random_state.randint(2**31))))
+            before = saved.state.objective["dropout"] if saved is not None else None
+            seed = int(self._random_state.randint(2**31)) if before is None else before[1]
+            objective = replace(objective, dropout=Dropout(self.dropout, seed))
         return objective
 
     def _class_weighted(self, sample_weight, y):

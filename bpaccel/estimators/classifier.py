@@ -78,7 +78,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     dropout : float
         The share of the hidden units that are silent in each step; see `bpaccel.dropout`. Not for lbfgs.
     callbacks : sequence of callable
-        Each is called with a `bpaccel.history.Progress` at each epoch; True ends the training. `bpaccel.callbacks` has
+        Each is called with a `Progress` at each epoch; True ends the training. `bpaccel.callbacks` has
         some; targets given to them, or to the network that they see, are as for `fit`. scikit-learn's own callbacks
         (``sklearn.callback``) go to ``set_callbacks``; `fit` tells them of each epoch.
     engine : str or type
@@ -127,7 +127,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         self._keep_parameters(locals())
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None, resume=None):
         """Learn from rows of which the class is known.
 
         Parameters
@@ -141,12 +141,17 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         X_val, y_val, sample_weight_val : optional
             Rows that are not trained on, with targets of the same kind: their loss and score are kept for each epoch,
             and with ``early_stopping=True`` they decide when to stop, in place of a part of X.
+        resume : History, str or Path, optional
+            What to go on with, as if it had never stopped: ``history_`` of this estimator's last `fit`, for
+            ``max_iter`` further epochs; or the file that `bpaccel.callbacks.Checkpoint` wrote of a fit of the same
+            rows and parameters, to the end of its ``max_iter`` epochs.
 
         Returns
         -------
         self
         """
-        return self._fit(X, y, sample_weight, validation.given(self, X_val, y_val, sample_weight_val))
+        given = validation.given(self, X_val, y_val, sample_weight_val)
+        return self._fit(X, y, sample_weight, given, resume=resume)
 
     @available_if(lambda self: self._is_stochastic())
     @_fit_context(prefer_skip_nested_validation=True)
@@ -196,15 +201,18 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         array of shape (N, C)
             Where X is.
         """
-        return self._probabilities(X, "predict_proba")
+        outputs = self._outputs(X, "predict_proba")
+        if self.n_outputs_ > 1:
+            return outputs
+        return backend_of(outputs).xp.concat([1.0 - outputs, outputs], axis=1)
 
     def predict_log_proba(self, X):
-        """The logarithm of `predict_proba`."""
-        probabilities = self._probabilities(X, "predict_log_proba")
+        """The logarithm of `predict_proba`, also of a subclass's own."""
+        probabilities = self.predict_proba(X)
         return backend_of(probabilities).xp.log(probabilities)
 
     def score(self, X, y, sample_weight=None):
-        """The accuracy on some rows: the share of those whose class, or whose labels, are all right.
+        """The accuracy of `predict` on some rows: the share of those whose class, or whose labels, are all right.
 
         Parameters
         ----------
@@ -216,7 +224,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         -------
         float
         """
-        predicted = door.on_host(self._labels(self._outputs(X, "score")))
+        predicted = door.on_host(self.predict(X))
         return float(accuracy_score(door.on_host(y), predicted, sample_weight=door.on_host(sample_weight)))
 
     def _learn_classes(self, y, classes):
@@ -272,12 +280,6 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if not np.all(weight >= 0):
             raise ValueError(f"`class_weight` must hold numbers of at least 0; got {self.class_weight!r}.")
         return weight if sample_weight is None else weight * sample_weight
-
-    def _probabilities(self, X, method):
-        outputs = self._outputs(X, method)
-        if self.n_outputs_ > 1:
-            return outputs
-        return backend_of(outputs).xp.concat([1.0 - outputs, outputs], axis=1)
 
     def _labels(self, outputs):
         """The classes of a network's outputs: where they are, or on the host if they are no numbers."""

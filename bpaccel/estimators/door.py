@@ -14,10 +14,13 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from bpaccel.backends import backend_of, dtype_name, library_of
-from bpaccel.data import float_dtype, matrix
+from bpaccel.backends import backend as backend_of_name
+from bpaccel.backends import dtype_name, library_of
+from bpaccel.checks import unmasked
+from bpaccel.data import Given, Rows, float_dtype, given, matrix
 
 FLOATS = (np.float64, np.float32)
+NUMPY = backend_of_name("numpy")
 SPARSE = ("csr", "csc")
 
 
@@ -25,16 +28,6 @@ def on_host(x):
     """``x`` as scikit-learn takes it: arrays of other libraries as NumPy's, anything else as it is."""
     library = None if x is None else library_of(x)
     return x if library is None else library.to_numpy(x)
-
-
-def is_foreign(X):
-    """Whether ``X`` is an array of another library than NumPy."""
-    return backend_of(X).library.name != "numpy"
-
-
-def same_place(home, other):
-    """Whether two backends are one library on one device."""
-    return (home.library.name, str(home.device)) == (other.library.name, str(other.device))
 
 
 def training_data(estimator, X, y, *, reset, y_numeric=False):
@@ -53,35 +46,65 @@ def training_data(estimator, X, y, *, reset, y_numeric=False):
 
     Returns
     -------
-    X : array of shape (N, I) of X's library, or sparse
-        In float32 or float64.
+    X : Given
+        Of shape (N, I), of X's library, or sparse; in float32 or float64.
     y : numpy.ndarray of shape (N,) or (N, O)
     """
-    y = on_host(y)
+    X, y = given_or_host(X), on_host(unmasked("y", y))
     rules = {"multi_output": True, "y_numeric": y_numeric, "reset": reset}
-    if is_foreign(X):
+    if isinstance(X, Given):
         X = _foreign(estimator, X, reset)
         y = validate_data(estimator, y=y, **rules)
-        check_consistent_length(np.empty((X.shape[0], 0)), y)
+        check_consistent_length(np.empty((X.array.shape[0], 0)), y)
     else:
         X, y = validate_data(estimator, X, y, accept_sparse=SPARSE, dtype=FLOATS, **rules)
+        X = Given(X, NUMPY, True)
     if y.ndim == 2 and y.shape[1] == 1:
         y = column_or_1d(y, warn=True)
     return X, y
 
 
+def given_or_host(X):
+    """Rows as `Given` if they are an array of another library than NumPy; what scikit-learn takes, as it is."""
+    X = unmasked("X", X)
+    library = library_of(X)
+    if library is None or library.name == "numpy":
+        return X
+    return given(X, library=library)
+
+
+def rows(X, Y, sample_weight, dtype, widest):
+    """`Rows` to train on, where X is.
+
+    Parameters
+    ----------
+    X : Given
+    Y : numpy.ndarray of shape (N, O)
+    sample_weight : numpy.ndarray of shape (N,), or None
+    dtype : str
+        That of the weights.
+    widest : bool
+        Whether the rows are to be in float64, where the device has it.
+    """
+    Y, sample_weight = (None if x is None else Given(x, NUMPY, True) for x in (Y, sample_weight))
+    home = X.backend
+    dtype = dtype if dtype in home.floats else home.widest
+    return Rows(X, Y, sample_weight, backend=home, dtype=home.widest if widest else dtype, own_dtype=dtype)
+
+
 def rows_to_predict(estimator, X, home, method):
     """X for predict: of the library and the device, ``home`` (a `Backend`), that the estimator was fitted on."""
-    place = backend_of(X)
-    if not same_place(place, home):
+    X = given_or_host(X)
+    place = X.backend if isinstance(X, Given) else NUMPY
+    if not place.same_place(home):
         message = (
             f"Inputs passed to {type(estimator).__name__}.{method}() must use the same namespace and the same device "
             f"as those passed to fit(): that was {home.name}, and these are on {place.name}. "
             f"Use .to({place.name!r}) on the estimator, or bring X to {home.name}."
         )
         raise ValueError(message)
-    if is_foreign(X):
-        return _foreign(estimator, X, reset=False)
+    if isinstance(X, Given):
+        return _foreign(estimator, X, reset=False).array
     return validate_data(estimator, X, accept_sparse=SPARSE, reset=False)
 
 
@@ -89,20 +112,21 @@ def sample_weights(sample_weight, n):
     """Sample weights for ``n`` rows on the host; None stays None."""
     if sample_weight is None:
         return None
-    return _check_sample_weight(on_host(sample_weight), np.empty((n, 1)))
+    return _check_sample_weight(on_host(unmasked("sample_weight", sample_weight)), np.empty((n, 1)))
 
 
 def _foreign(estimator, X, reset):
     X = matrix(X)
-    if X.shape[1] == 0:
-        raise ValueError(f"Found array with 0 feature(s) (shape={tuple(X.shape)}) while a minimum of 1 is required by "
+    shape = tuple(X.array.shape)
+    if shape[1] == 0:
+        raise ValueError(f"Found array with 0 feature(s) (shape={shape}) while a minimum of 1 is required by "
                          f"{type(estimator).__name__}.")  # fmt: skip
-    backend = backend_of(X)
-    X = backend.asarray(X, float_dtype(X, backend))
+    backend = X.backend
+    array = backend.asarray(X.array, float_dtype(X.array, backend), backend.library)
     xp = backend.xp
-    if not bool(xp.all(xp.isfinite(X))):
-        what = "NaN" if bool(xp.any(xp.isnan(X))) else f"infinity or a value too large for {dtype_name(X)}"
+    if not bool(xp.all(xp.isfinite(array))):
+        what = "NaN" if bool(xp.any(xp.isnan(array))) else f"infinity or a value too large for {dtype_name(array)}"
         raise ValueError(f"Input X contains {what}. {type(estimator).__name__} takes finite numbers only: "
                          "impute missing values or drop their rows first.")  # fmt: skip
-    _check_n_features(estimator, X, reset=reset)
-    return X
+    _check_n_features(estimator, array, reset=reset)
+    return X._replace(array=array)

@@ -94,6 +94,9 @@ class Fitted(BaseEstimator):
     def _place_classes(self, home):
         """Bring the classes to a backend, if it has them: text, and numbers that it has no dtype for, stay here."""
         classes = door.on_host(self.classes_)
+        if home.library.name == "numpy":
+            self.classes_ = classes
+            return
         placed = _placed(classes, home) if classes.dtype.kind in "biuf" else classes
         self.classes_ = placed if np.array_equal(door.on_host(placed), classes) else classes
 
@@ -110,6 +113,8 @@ class Fitted(BaseEstimator):
 
     def __getstate__(self):
         state = super().__getstate__()
+        if "history_" in state:  # its weights and arrays are the estimator's own, and need not be there twice
+            state = state | {"history_": state["history_"].without_state()}
         if "coefs_" not in state or self._home().library.name == "numpy":
             return state
         host = type(self).__new__(type(self))

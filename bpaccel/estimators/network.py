@@ -22,5 +22,5 @@ class EstimatorNetwork(Network):
         del state["_encode"]
         return Network.__new__, (Network,), state
 
-    def _rows(self, X, y, sample_weight):
-        return super()._rows(X, self._encode(y), sample_weight)
+    def rows(self, X, y, sample_weight=None, *, widest=False):
+        return super().rows(X, self._encode(y), sample_weight, widest=widest)

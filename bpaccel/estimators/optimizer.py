@@ -45,16 +45,23 @@ class Optimizer:
     ----------
     rate : float
         What the next epoch's steps are multiplied with.
-    t : int
-        Steps taken.
+    t, epochs : int
+        Steps taken, and whole epochs.
     state : tuple of lists of arrays, or None
         The solver's, where the rows were.
+    first : tuple (step, epoch)
+        What the last training began with.
+    order : tuple (epoch, order of rows), or None
+        Of the last epoch: the next one shuffles it.
+    split : tuple (train, kept) of numpy.ndarray of int, or None
+        Which rows of the last `fit` were set aside.
     """
 
     def __init__(self, solver, learning_rate_init, lr_schedule="constant", power_t=0.5):
         self.solver, self.lr_schedule, self.power_t = solver, lr_schedule, power_t
         self._rate_init = self.rate = float(learning_rate_init)
         self.t, self.state = 0, None
+        self.epochs, self.first, self.order, self.split = 0, (0, 0), None, None
 
     @classmethod
     def of(cls, estimator):
@@ -125,18 +132,28 @@ class Optimizer:
         group = [] if self.state is None else self.state[index]
         return [W[:-1, :] for W in group] + [W[-1, :] for W in group]
 
-    def end_epoch(self, rows_seen):
-        """Lower the rate as the schedule has it, after so many rows in all."""
-        if self.lr_schedule == "invscaling":
-            self.rate = self.learning_rate_init / (rows_seen + 1) ** self.power_t
+    def keep(self, moment, plan):
+        """Take over where a `Loop` stands, all of it of one step, and what its `Epochs` need to go on."""
+        self.t, self.state, self.rate = moment.step, moment.arrays, moment.rate
+        self.epochs, self.order = plan.epoch(moment.step), plan.last()
 
-    def stop(self, why, verbose):
-        """Whether to stop, as nothing improves; if not, with a smaller rate."""
+    def rate_after(self, rows_seen, rate):
+        """The rate after so many rows in all, as the schedule has it."""
+        if self.lr_schedule == "invscaling":
+            return self.learning_rate_init / (rows_seen + 1) ** self.power_t
+        return rate
+
+    def stop(self, why, rate, verbose):
+        """Whether to stop, as nothing improves, and the rate to go on with: a smaller one, if it is adaptive."""
         adaptive = self.lr_schedule == "adaptive"
-        stop = not adaptive or self.rate <= 1e-6
+        stop = not adaptive or rate <= 1e-6
         if not stop:
-            self.rate /= 5.0
+            rate /= 5.0
         if verbose:
-            what = f"Setting learning rate to {self.rate:f}" if not stop else "Stopping."
+            what = f"Setting learning rate to {rate:f}" if not stop else "Stopping."
             print(f"{why} {'Learning rate too small. ' if stop and adaptive else ''}{what}")
-        return stop
+        return stop, rate
+
+    def __getstate__(self):
+        # An entry for each row is much for a pickle: a fit goes on from a checkpoint there.
+        return self.__dict__ | {"order": None, "split": None}

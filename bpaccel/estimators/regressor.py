@@ -2,11 +2,14 @@
 
 from typing import ClassVar
 
+import numpy as np
 from sklearn import neural_network
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.metrics import r2_score
 from sklearn.utils.metaestimators import available_if
 
+from bpaccel import losses
+from bpaccel.backends import library_of
 from bpaccel.estimators import door, validation
 from bpaccel.estimators.base import BaseMLP
 from bpaccel.losses import Loss
@@ -45,7 +48,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         self._keep_parameters(locals())
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None, resume=None):
         """Learn from rows of which the numbers are known.
 
         Parameters
@@ -58,12 +61,18 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         X_val, y_val, sample_weight_val : optional
             Rows that are not trained on, with as many numbers each: their loss and score are kept for each epoch, and
             with ``early_stopping=True`` they decide when to stop, in place of a part of X.
+        resume : History, str or Path, optional
+            What to go on with, as if it had never stopped: ``history_`` of this estimator's last `fit`, for
+            ``max_iter`` further epochs; or the file that `bpaccel.callbacks.Checkpoint` wrote of a fit of the same
+            rows and parameters, to the end of its ``max_iter`` epochs.
 
         Returns
         -------
         self
         """
-        return self._fit(X, y, sample_weight, validation.given(self, X_val, y_val, sample_weight_val))
+        _refuse_text(y_val, "y_val")
+        given = validation.given(self, X_val, y_val, sample_weight_val)
+        return self._fit(X, y, sample_weight, given, resume=resume)
 
     @available_if(lambda self: self._is_stochastic())
     @_fit_context(prefer_skip_nested_validation=True)
@@ -98,7 +107,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         return outputs[:, 0] if self.n_outputs_ == 1 else outputs
 
     def score(self, X, y, sample_weight=None):
-        """R ** 2 on some rows: 1 for the right numbers, 0 for their mean; averaged over the outputs.
+        """R ** 2 of `predict` on some rows: 1 for the right numbers, 0 for their mean; averaged over the outputs.
 
         Parameters
         ----------
@@ -110,17 +119,35 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         -------
         float
         """
-        outputs = door.on_host(self._outputs(X, "score"))
-        return float(r2_score(door.on_host(y), outputs, sample_weight=door.on_host(sample_weight)))
+        predicted = door.on_host(self.predict(X))
+        return float(r2_score(door.on_host(y), predicted, sample_weight=door.on_host(sample_weight)))
+
+    def _begin(self, X, y, incremental, saved=None):
+        _refuse_text(y, "y")  # here, for behind the door text of numbers is numbers
+        return super()._begin(X, y, incremental, saved)
 
     def _learn_targets(self, y, incremental):
         pass
+
+    def _check_kind(self, y, name):
+        _refuse_text(y, name)
 
     def _encoded(self, y):
         return y
 
     def _out_activation(self):
-        return "exp" if self.loss == "poisson" else "identity"
+        return "exp" if self.loss == "poisson" or self.loss is losses.get("poisson", "exp") else "identity"
 
     def _score_outputs(self, outputs, y, sample_weight):
         return r2_score(y, outputs, sample_weight=sample_weight)
+
+
+def _refuse_text(y, name):
+    """Raise ValueError if targets are text, though it may be text of numbers."""
+    if (library := library_of(y)) is not None and library.name != "numpy":
+        return
+    cells = np.asarray(y)
+    kind = cells.dtype.kind
+    if kind in "UST" or (kind == "O" and any(isinstance(cell, (str, bytes)) for cell in cells.flat)):
+        raise ValueError(f"`{name}` must be numbers; got text (dtype {cells.dtype}). Make numbers of text of numbers, "
+                         f"as .astype(float) does; classes are for MLPClassifier.")  # fmt: skip

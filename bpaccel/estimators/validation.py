@@ -62,27 +62,45 @@ def given(estimator, X, y, sample_weight):
     return X, y, sample_weight
 
 
-def own(estimator, given, objective, rows):
-    """The `Validation` of rows that the caller gave, which must be of the kind of ``rows``, those of training."""
+def own(estimator, given, objective, rows, encode, score):
+    """The `Validation` of rows that the caller gave, which must be of the kind of ``rows``, those of training.
+
+    Parameters
+    ----------
+    encode : callable
+        ``(y, name) -> (N, O)``: targets for the network.
+    score : callable
+        See `Validation`.
+    """
     X, y, weight = given
     X, y = door.training_data(estimator, X, y, reset=False, y_numeric=not is_classifier(estimator))
-    if estimator.early_stopping and X.shape[0] < 2:
+    if estimator.early_stopping and X.array.shape[0] < 2:
         raise ValueError("`X_val` must have at least 2 rows for early_stopping=True, which goes by their score; got 1.")
-    Y = estimator._network_targets(y, "y_val")
+    Y = encode(y, "y_val")
     check_targets(Y, objective.loss, "y_val")
-    weight = door.sample_weights(weight, X.shape[0])
+    weight = door.sample_weights(weight, X.array.shape[0])
     kept = Rows(X, Y, weight, backend=rows.backend, dtype=rows.dtype)
-    return Validation(objective, kept, None, estimator._score_outputs)
+    return Validation(objective, kept, None, score)
 
 
-def set_aside(estimator, objective, rows, Y):
-    """The rows to train on, and the `Validation` of the others, drawn as scikit-learn draws them."""
+def split(estimator, Y, random):
+    """Which rows are trained on, and which are set aside, drawn as scikit-learn draws them.
+
+    Parameters
+    ----------
+    estimator : BaseMLP
+    Y : numpy.ndarray of shape (N, O)
+    random : numpy.random.RandomState
+
+    Returns
+    -------
+    train, kept : numpy.ndarray of int
+    """
     # As text, because scikit-learn names the classes so where there are too few of them.
     stratify = Y.ravel().astype(str) if is_classifier(estimator) and estimator.n_outputs_ == 1 else None
     train, kept = train_test_split(
-        np.arange(rows.n), random_state=estimator._random_state, test_size=estimator.validation_fraction,
-        stratify=stratify,
-    )  # fmt: skip
+        np.arange(len(Y)), random_state=random, test_size=estimator.validation_fraction, stratify=stratify
+    )
     if len(kept) < 2:
         raise ValueError("The validation set is too small. Increase 'validation_fraction' or the size of your dataset.")
-    return train, Validation(objective, rows, kept, estimator._score_outputs)
+    return train, kept

@@ -90,9 +90,9 @@ def header():
     Unprintable
         If a row is no formula of one number.
     """
-    categorical = losses.get("log_loss", "softmax")
+    binary, categorical = losses.get("log_loss", "sigmoid"), losses.get("log_loss", "softmax")
     structs = [activation(row) for row in activations.ACTIVATIONS.values()]
-    parts = [loss(_without(row, categorical)) for row in losses.LOSSES.values()]
+    parts = [loss(_without(row, categorical) if row is binary else row) for row in losses.LOSSES.values()]
     parts += [loss(categorical, "categorical"), *map(family, losses.FAMILIES)]
     fs, ls = names()
     return "\n".join([
@@ -106,9 +106,7 @@ def header():
 
 
 def _without(row, other):
-    """A row without the outputs that another row of its name is for."""
-    if row.name != other.name:
-        return row
+    """A row without the outputs that another row is for."""
     return replace(row, outputs=tuple(f for f in row.outputs if f not in other.outputs))
 
 
@@ -126,7 +124,8 @@ def _loss(row, struct, value, error, parameter=None):
 
 def _among(some):
     """The condition that an activation is one of some. A person's own is not in the table: its C++ name is another."""
-    return " || ".join(f"same<F, activation::{f}>" for f in some if f in activations.ACTIVATIONS) or "false"
+    known = [f.name for f in some if f in activations.ACTIVATIONS.values()]
+    return " || ".join(f"same<F, activation::{name}>" for name in known) or "false"
 
 
 def _struct(name, lines):

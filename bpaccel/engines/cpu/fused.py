@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from bpaccel.engines import Engine, Sums, tree
+from bpaccel.engines import Batches, Engine, Sums, tree
 from bpaccel.engines.cpu.launch import Launch, Memory, Program, address, settle_by
 from bpaccel.engines.cpu.library import LEVELS, Missing, library
 from bpaccel.engines.cpu.plan import BLOCK_ROWS, SOLVERS, TOTALS, Plan
@@ -71,7 +71,7 @@ class Fused(Engine):
             return super().run(weights, solver, state, batches, rates, step)
         w, state = self._flat(weights), [self._flat(group) for group in state]
         if self.rows.arrays is not None:
-            launch = self._launch(w, self.rows.arrays, batches.order, batches.starts, batches.stops)
+            launch = self._launch(w, self.rows.arrays, batches)
             totals = launch.run(solver, state, rates, step)
         else:  # the sums of what is read, then the step, by the same code
             totals = np.empty((len(rates), TOTALS + 1))
@@ -80,11 +80,11 @@ class Fused(Engine):
                 self._apply(w, sums, solver, state, rates[j : j + 1], step + j, totals[j : j + 1])
         return self._matrices(w), tuple(self._matrices(group) for group in state), totals
 
-    def _launch(self, w, arrays, order, starts, stops, first_place=0):
-        return Launch(self._program, self._memory, w, arrays, order, starts, stops, self.threads, first_place)
+    def _launch(self, w, arrays, batches, first_place=0):
+        return Launch(self._program, self._memory, w, arrays, batches, self.threads, first_place)
 
     def _sum(self, w, arrays, order, start, stop, step=0, first_place=0):
-        launch = self._launch(w, arrays, order, [start], [stop], first_place)
+        launch = self._launch(w, arrays, Batches(order, [start], [stop]), first_place)
         launch.run(step=step)
         return launch.sums
 

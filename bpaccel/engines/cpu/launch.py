@@ -101,8 +101,7 @@ class Launch:
     w : numpy.ndarray of shape (count,)
         All weights, moved in place.
     arrays : tuple (X, y, w) of NumPy arrays
-    order : numpy.ndarray of shape (N,), or None
-    starts, stops : sequence of int
+    batches : Batches
         The rows of each step.
     threads : int
         The most that may work.
@@ -110,10 +109,11 @@ class Launch:
         What dropout counts the places of the rows from.
     """
 
-    def __init__(self, program, memory, w, arrays, order, starts, stops, threads=1, first_place=0):
+    def __init__(self, program, memory, w, arrays, batches, threads=1, first_place=0):
         self.program, self.memory, self.w = program, memory, w
-        self.order = None if order is None else np.ascontiguousarray(order, np.int64)
-        self.starts, self.stops = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(stops, np.int64)
+        order = self.order = None if batches.order is None else np.ascontiguousarray(batches.order, np.int64)
+        self.starts = np.ascontiguousarray(batches.starts, np.int64)
+        self.stops = np.ascontiguousarray(batches.stops, np.int64)
         self.plan = plan = Plan.from_buffer_copy(program.plan)
         self.arrays = [x if x is None or readable(x) else _copied(x) for x in arrays]
         for field, x in zip((plan.inputs, plan.targets, plan.row_weights), self.arrays):

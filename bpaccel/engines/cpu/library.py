@@ -65,8 +65,7 @@ class Library:
 
     def loss_name(self, objective):
         """What the library calls the loss of an objective: a family without its number, and one name for each row."""
-        name = objective.loss.name.partition(":")[0]
-        return "categorical" if objective.activations[-1].name == "softmax" else name
+        return losses.kernel_name(objective.loss)
 
     def written(self, objective, dtype):
         """The kernels (many rows, few rows) of a network that is written out, or None."""
