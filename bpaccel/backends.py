@@ -6,6 +6,7 @@ backend is an argument, or it follows the arrays. With
 `bpaccel.libraries` this is the only door to array-api-compat.
 """
 
+import functools
 import importlib
 import os
 from dataclasses import dataclass
@@ -148,7 +149,11 @@ def backend_in(library, x):
 
 def dtype_name(x):
     """The plain name of an array's dtype, the same for all libraries: ``"float32"``."""
-    return str(x.dtype).rpartition(".")[2]
+    dtype = x.dtype
+    return _numpy_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
+
+
+_numpy_name = functools.cache(str)  # NumPy takes microseconds to name a dtype, and a short training asks often
 
 
 def available_backends():

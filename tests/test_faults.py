@@ -107,17 +107,17 @@ def test_a2_an_interrupt_leaves_history_weights_and_state_of_one_step(solver, af
 def test_a2_a_row_that_was_half_written_is_taken_back():
     """Where a program has a handler of its own for SIGINT, the interrupt may come anywhere."""
     net, calls = bp.Network([6, 4, 1], seed=1), []
-    append = bp.History.append
+    extend = bp.History.extend
 
-    def torn(self, *row):
-        calls.append(row)
+    def torn(self, *columns):
+        calls.append(columns)
         if len(calls) == 7:
-            self.step.append(row[0])
+            self.step.extend(columns[0])
             raise KeyboardInterrupt
-        append(self, *row)
+        extend(self, *columns)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bp.History, "append", torn)
+        patch.setattr(bp.History, "extend", torn)
         history = net.train(X, Y, steps=50, record_every=1, callbacks=[lambda progress: None])
     assert history.stopped == "interrupted"
     assert {len(column) for column in history.to_dict().values()} == {6}

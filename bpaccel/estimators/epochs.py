@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.utils import shuffle
 
 from bpaccel.objective import Objective
 from bpaccel.training.plan import Plan
@@ -39,8 +38,9 @@ class Epochs(Plan):
         if not self.shuffle:
             return self.rows
         if epoch not in self._drawn:
-            before = self._drawn.get(epoch - 1)
-            self._drawn[epoch] = shuffle(np.arange(self.n) if before is None else before, random_state=self.random)
+            before, order = self._drawn.get(epoch - 1), np.arange(self.n)
+            self.random.shuffle(order)  # what sklearn.utils.shuffle draws, without its checks
+            self._drawn[epoch] = order if before is None else before[order]
             # A step that diverged is looked for in the last two epochs.
             self._drawn.pop(epoch - 3, None)
         if self.batch_size >= self.n:

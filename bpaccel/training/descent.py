@@ -67,7 +67,7 @@ def _steps(work, moment, stop, order):
 
 def _finite(weights, totals):
     xp = namespace(weights[0])
-    return bool(np.all(np.isfinite(totals))) and all(bool(xp.all(xp.isfinite(W))) for W in weights)
+    return bool(np.isfinite(totals).all()) and all(bool(xp.all(xp.isfinite(W))) for W in weights)
 
 
 def _diverged(loop, before, end, sent, ended):

@@ -78,6 +78,11 @@ class History:
         for name, value in zip(COLUMNS, row, strict=True):
             getattr(self, name).append(value)
 
+    def extend(self, *columns):
+        """Add some rows: a list for each column, in their order."""
+        for name, values in zip(COLUMNS, columns, strict=True):
+            getattr(self, name).extend(values)
+
     def truncate(self, rows):
         """Leave the first rows only: an interrupt may have come in the middle of one."""
         for name in COLUMNS:

@@ -184,8 +184,8 @@ class Loop:
         if len(rows):
             share = (rows + 1 - moment.step) / (step - moment.step)
             seconds = began - self.began + (ended - began) * share
-            for row, (loss, error), second in zip(rows.tolist(), self._means(since, starts, stops), seconds.tolist()):
-                self.history.append(row, plan.epoch(row), loss, error, moment.rate, second)
+            self.history.extend(rows.tolist(), plan.epoch(rows).tolist(), *self._means(since, starts, stops),
+                                [moment.rate] * len(rows), seconds.tolist())  # fmt: skip
         self.moment = Moment(step, weights, arrays, moment.rate, len(self.history), left)
         if not len(rows):
             return None
@@ -259,11 +259,11 @@ class Loop:
                         parts=lambda stopped, *more: self._parts(self, stopped or self.stopped, *more))  # fmt: skip
 
     def _means(self, totals, starts, stops):
-        """Loss and error of each row: those of its only step, or means over its steps."""
-        if np.all(stops - starts == 1) and np.all(totals[starts, 0] > 0):
+        """Losses and errors of the rows: of each its only step's, or means over its steps."""
+        if (stops - starts == 1).all() and (totals[starts, 0] > 0).all():
             found = totals[starts]
-            return zip(self.work.objective.value(found).tolist(), (found[:, 2] / found[:, 0]).tolist())
-        return [_mean(self.work.objective, totals[a:b]) for a, b in zip(starts, stops)]
+            return self.work.objective.value(found).tolist(), (found[:, 2] / found[:, 0]).tolist()
+        return zip(*(_mean(self.work.objective, totals[a:b]) for a, b in zip(starts, stops)))
 
 
 def comes_last(callback):

@@ -35,7 +35,8 @@ class Fused(Engine):
         level = self._program.level
         self.note = f"its kernels are of level {level} ({LEVELS[level]})"
         shapes = [(i + objective.bias, o) for i, o in pairwise(objective.layer_sizes)]
-        self._shapes, self._ends = shapes, np.cumsum([i * o for i, o in shapes])[:-1]
+        ends = np.cumsum([0, *(i * o for i, o in shapes)]).tolist()
+        self._places = [(slice(*place), shape) for place, shape in zip(pairwise(ends), shapes)]
         self._memory = Memory()
 
     @classmethod
@@ -118,7 +119,7 @@ class Fused(Engine):
         return np.concatenate([np.asarray(W).ravel() for W in matrices], out=flat, casting="same_kind")
 
     def _matrices(self, flat):
-        return [part.reshape(shape) for part, shape in zip(np.split(flat, self._ends), self._shapes)]
+        return [flat[place].reshape(shape) for place, shape in self._places]
 
     def _split(self, sums):
         return Sums(self._matrices(sums[: self._program.count]), sums[self._program.count :])
