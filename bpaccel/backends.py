@@ -77,7 +77,7 @@ class Backend:
         if owner is not self.library:
             x = np.asarray(x) if owner is None else owner.to_numpy(x)
             # DLPack aborts on negative strides, and torch warns of arrays that it may not write to.
-            x = np.ascontiguousarray(x)
+            x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
             x = x if x.flags.writeable else x.copy()
         elif hasattr(x, "detach"):
             x = x.detach()
@@ -153,7 +153,9 @@ def dtype_name(x):
     return _numpy_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
 
 
-_numpy_name = functools.cache(str)  # NumPy takes microseconds to name a dtype, and a short training asks often
+@functools.cache  # NumPy takes microseconds to name a dtype, and a short training asks often
+def _numpy_name(dtype):
+    return str(dtype.newbyteorder("="))
 
 
 def available_backends():

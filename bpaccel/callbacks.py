@@ -7,6 +7,7 @@ training begins and how it ends. These are some of them, for ``train(..., callba
 
 import importlib.util
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,8 @@ class EarlyStopping(_Validation):
 
     def end(self, progress, how):
         if self._weights is not None:
-            progress.network.weights = self._weights
+            home = backend_of(progress.network.weights[0])  # those of a file are on the host
+            progress.network.weights = [home.asarray(W) for W in self._weights]
 
     def state(self):
         weights = {f"weights.{k}": backend_of(W).to_numpy(W) for k, W in enumerate(self._weights or ())}
@@ -142,7 +144,7 @@ class Checkpoint(_Validation):
 
     The file is a model, too: `bpaccel.load` and ``bpaccel predict`` take it as the model of that step. It is replaced
     as a whole, or not at all. Of an estimator the model is the `Network` within it, which knows no classes: it predicts
-    a column for each.
+    what its outputs say.
 
     Parameters
     ----------
@@ -170,8 +172,12 @@ class Checkpoint(_Validation):
 
     def __init__(self, path, X=None, y=None, *, sample_weight=None, every=1):
         super().__init__(X, y, sample_weight)
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+            raise ValueError(f"`path` must be the path of a file; got {path!r}.")
         self.path, self.every = str(path), whole("every", every)
         check_place(self._path(0))
+        if X is not None:
+            check_place(f"{self._path(0)}.resume")
         self._rows = 0
 
     def _path(self, step):
@@ -180,6 +186,10 @@ class Checkpoint(_Validation):
     def _forget(self):
         super()._forget()
         self._rows = 0
+
+    def begin(self, progress, resumed):
+        super().begin(progress, resumed)
+        progress.to_parts(model_only=True)  # a network that no file can hold is refused before the first step
 
     def __call__(self, progress):
         self._rows += 1
@@ -229,13 +239,21 @@ class Schedule(Callback):
             raise ValueError(f"`rate` must be a function of the {by}; got {rate!r}.")
         if by not in ("step", "epoch"):
             raise ValueError(f"`by` must be 'step' or 'epoch'; got {by!r}.")
-        self.rate, self.by = rate, by
+        self.rate, self.by, self._now = rate, by, None
 
     def begin(self, progress, resumed):
-        progress.rate = self.rate(progress.step if self.by == "step" else progress.epoch)
+        if not resumed or self._now is None:
+            self._now = self.rate(progress.step if self.by == "step" else progress.epoch)
+        progress.rate = self._now  # a training that stopped between two rows goes on at the rate of the row before
 
     def __call__(self, progress):
-        progress.rate = self.rate(progress.step + 1 if self.by == "step" else progress.epoch)
+        progress.rate = self._now = self.rate(progress.step + 1 if self.by == "step" else progress.epoch)
+
+    def state(self):
+        return {"now": self._now}
+
+    def restore(self, state):
+        self._now = state["now"]
 
 
 class ProgressBar(Callback):

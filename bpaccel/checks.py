@@ -66,6 +66,8 @@ def functions(name, values):
     """A list or tuple of functions, as a new list."""
     if not isinstance(values, (list, tuple)) or not all(map(callable, values)):
         raise ValueError(f"`{name}` must be a list of functions; got {values!r}.")
+    if kinds := [value.__name__ for value in values if isinstance(value, type)]:
+        raise ValueError(f"`{name}` must be a list of functions; got the class {kinds[0]}: give {kinds[0]}(...).")
     return list(values)
 
 

@@ -186,6 +186,9 @@ def train(
         check_place(out, data)
     if checkpoint is not None:
         check_place(checkpoint, data)
+        if out is not None and Path(out).resolve() == Path(checkpoint).resolve():
+            message = f"--out and --checkpoint are both {out!r}: the model would take the place of the training."
+            raise ValueError(message)
     resume = checkpoint if checkpoint is not None and Path(checkpoint).exists() else None
     table = readers.read_table(data)
     table.require([target])

@@ -92,6 +92,8 @@ class Network:
     @weights.setter
     def weights(self, weights):
         shapes = self._shapes()
+        if not isinstance(weights, (list, tuple)):
+            raise ValueError(f"`weights` must be a list of arrays of shapes {shapes}; got {type(weights).__name__}.")
         got = [tuple(getattr(W, "shape", (type(W).__name__,))) for W in weights]
         if got != shapes:
             raise ValueError(f"`weights` must be arrays of shapes {shapes}; got {got}.")
@@ -144,6 +146,10 @@ class Network:
         """
         dtype = _dtype(dtype) or self.dtype
         weights = self.weights
+        if dtype == "float32":
+            largest = max(float(np.abs(backend_of(W).to_numpy(W)).max()) for W in weights)
+            if largest > float(np.finfo("float32").max):
+                raise ValueError(f"`dtype` float32 is too small for these weights, whose largest is {largest:g}.")
         if backend is None:
             self.adopt(weights, dtype)
             self._backend = None
@@ -300,6 +306,10 @@ class Network:
         if not Objective.of(self).known:
             message = "a network with a loss or an activation of your own cannot be saved: keep its weights instead."
             raise ValueError(message)
+        arrays = {f"weights.{k}": backend_of(W).to_numpy(W) for k, W in enumerate(self.weights)}
+        if not all(np.all(np.isfinite(W)) for W in arrays.values()):
+            message = "a network with weights that are nan or infinite cannot be saved: set finite ones, or train it."
+            raise ValueError(message)
         header = {
             "kind": "network",
             "layer_sizes": list(self.layer_sizes),
@@ -308,7 +318,6 @@ class Network:
             "bias": self.bias,
             "dtype": self.dtype,
         }
-        arrays = {f"weights.{k}": backend_of(W).to_numpy(W) for k, W in enumerate(self.weights)}
         return header, arrays
 
     @classmethod

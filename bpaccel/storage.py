@@ -36,7 +36,7 @@ def write(path, header, arrays):
     from safetensors.numpy import save
 
     # Copies, for another thread may go on training: what is summed up and what is written must be the same.
-    arrays = {name: np.array(a, order="C", ndmin=1) for name, a in arrays.items()}
+    arrays = {name: np.array(a, order="C") for name, a in arrays.items()}
     text = json.dumps(header, sort_keys=True)
     if isinstance(header, dict):
         if taken := [name for name in OURS if name in header]:

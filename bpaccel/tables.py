@@ -6,6 +6,7 @@ what its outputs are called. All of it is saved with the weights, and `load` giv
 
 import copy
 import math
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +14,13 @@ import numpy as np
 from bpaccel import storage
 from bpaccel.backends import resolve
 from bpaccel.callbacks import ProgressBar
-from bpaccel.checks import flag, functions
+from bpaccel.checks import flag
 from bpaccel.checks import seed as checked_seed
 from bpaccel.columns import Table, as_table, listed
 from bpaccel.data import one_hot
 from bpaccel.network import Network
 from bpaccel.training import checkpoint, run
-from bpaccel.training.callback import Callback
+from bpaccel.training.callback import Callback, check_callbacks
 from bpaccel.training.history import History
 from bpaccel.training.run import Options
 
@@ -158,6 +159,8 @@ class TableModel:
         ValueError
             If a cell cannot be used, or an option breaks its rule.
         """
+        if unknown := set(options) - set(Options._fields):
+            raise TypeError(f"fit() got an unexpected keyword argument {sorted(unknown)[0]!r}")
         if "seed" in options:
             raise ValueError("`seed` is an argument of TableModel itself, for the weights and the order of the rows.")
         table = as_table(table)
@@ -172,7 +175,7 @@ class TableModel:
             learned._go_on_from(self)
         X = learned._scaled(columns, learned.network.dtype)
         del columns  # a copy of the table that training need not keep
-        callbacks = [_Begun(self, learned), *functions("callbacks", callbacks)]
+        callbacks = [_Begun(self, learned), *check_callbacks(callbacks)]
         if flag("progress", progress):
             callbacks.append(ProgressBar())
         asked = Options(
@@ -389,13 +392,26 @@ class TableModel:
 
 
 class _Begun(Callback):
-    """Makes a model what it has learned as soon as the training begins: its other callbacks may ask it."""
+    """Makes a model what it has learned as soon as the training begins: its other callbacks may ask it. A training that
+    fails before its first row leaves the model as it was."""
 
     def __init__(self, model, learned):
-        self.model, self.learned = model, learned
+        self.model, self.learned, self.before = model, learned, None
+
+    def ahead(self):
+        return sys.maxsize
 
     def begin(self, progress, resumed):
+        self.before = dict(self.model.__dict__)
         self.model.__dict__.update(self.learned.__dict__)
+
+    def __call__(self, progress):
+        self.before = None
+
+    def end(self, progress, how):
+        if how in ("failed", "interrupted") and self.before is not None:
+            self.model.__dict__.clear()
+            self.model.__dict__.update(self.before)
 
 
 def _scaling(column):

@@ -6,14 +6,17 @@ are in tests/torture.py.
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import bpaccel as bp
 from bpaccel import storage
-from bpaccel.callbacks import Callback, Checkpoint, Cosine, EarlyStopping, Schedule
+from bpaccel.callbacks import Callback, Checkpoint, Cosine, EarlyStopping, Schedule, StepDecay
+from bpaccel.engines.blocked import Array
 from bpaccel.solvers import SOLVERS, Adam, Momentum
+from bpaccel.training import checkpoint, descent
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.random((50, 3)), RANDOM.random(50)
@@ -172,11 +175,11 @@ CHANGES = {
     "targets": ({"y": Y + 1}, "the same rows"),
     "fewer rows": ({"X": X[:40], "y": Y[:40]}, "solver, rows, batch_size"),
     "weights of rows": ({"sample_weight": np.linspace(0, 1, 50)}, "the same rows"),
-    "batch_size": ({"batch_size": 9}, "batch_size=8.*batch_size=9"),
+    "batch_size": ({"batch_size": 9}, "batch_size was 8 and is 9"),
     "shuffle": ({"shuffle": False}, "shuffle"),
     "seed": ({"seed": 4}, "seed"),
     "solver": ({"solver": "adam"}, "solver"),
-    "hyperparameters": ({"solver": Momentum(0.5)}, "momentum=0.9.*momentum=0.5"),
+    "hyperparameters": ({"solver": Momentum(0.5)}, "momentum=0.9.*and is .*momentum=0.5"),
     "reduction": ({"reduction": "sum"}, "reduction was 'mean' and is 'sum'"),
     "l1": ({"l1": 0.1}, "l1 was 0.0 and is 0.1"),
     "l2": ({"l2": 0.1}, "l2 was 0.0 and is 0.1"),
@@ -354,3 +357,116 @@ def test_a_table_model_goes_on_from_its_history():
         parts.fit(table | {"a": table["a"] * 3}, "y", epochs=5, resume=history)
     with pytest.raises(ValueError, match="not been trained"):
         bp.TableModel(seed=3).fit(table, "y", epochs=5, resume=history)
+
+
+def test_what_an_earlier_training_left_beside_the_file_is_not_taken_for_this_ones(tmp_path):
+    path = tmp_path / "net.bp"
+    network().train(X, Y, steps=5, record_every=1, callbacks=[Checkpoint(path, X_VAL, Y_VAL)])
+    network().train(X, Y, steps=40, record_every=1, callbacks=[Checkpoint(path)])
+    assert checkpoint.find(path).state.step == 40
+    network().train(X, Y, steps=7, record_every=1, callbacks=[Checkpoint(path, X_VAL, Y_VAL)])
+    assert checkpoint.find(path).state.step == 7
+
+
+@pytest.mark.parametrize("by", ["step", "epoch"])
+def test_a_schedule_goes_on_from_between_two_rows(by, tmp_path, monkeypatch):
+    """The rate between two rows is that of the row before, also after an interrupt."""
+    monkeypatch.setattr(descent, "SLICE_STEPS", 3)
+    path, options = tmp_path / "net.bp", {"steps": 40, "record_every": 10, "batch_size": 20, "seed": 1}
+
+    class Interrupted(Array):
+        def run(self, *args):
+            if args[-1] <= 15 < args[-1] + len(args[-2]):
+                raise KeyboardInterrupt
+            return super().run(*args)
+
+    def callbacks():
+        return [Schedule(StepDecay(0.1, every=3, factor=0.7), by=by), Checkpoint(path)]
+
+    whole = network()
+    want = whole, whole.train(X, Y, callbacks=callbacks(), engine="array", **options)
+    cut = network()
+    first = callbacks()
+    history = cut.train(X, Y, callbacks=first, engine=Interrupted, **options)
+    assert history.stopped == "interrupted"
+    assert history.state.step > history.step[-1] + 1
+    again = network()
+    assert_same((again, again.train(X, Y, callbacks=callbacks(), engine="array", resume=path, **options)), want)
+    rest = options | {"steps": 40 - history.state.step}
+    assert_same((cut, cut.train(X, Y, callbacks=first, engine="array", resume=history, **rest)), want)
+
+
+def test_states_of_every_shape_come_back(tmp_path):
+    class Shapes(Callback):
+        def state(self):
+            return {"point": np.array(3.0), "empty": np.zeros((0, 2)), "long": list(range(5000)), "floats": [0.5] * 200,
+                    "half": np.ones(3, np.float16)}  # fmt: skip
+
+        def restore(self, state):
+            self.found = state
+
+    path, again = tmp_path / "net.bp", Shapes()
+    network().train(X, Y, steps=3, callbacks=[Shapes(), Checkpoint(path)])
+    assert len(storage.read(path)[0]["training"]["callbacks"][0][1]) == 0  # the long lists are no part of the header
+    network().train(X, Y, steps=5, callbacks=[again], resume=path)
+    assert again.found["long"] == list(range(5000))
+    assert again.found["floats"] == [0.5] * 200
+    for name, value in Shapes().state().items():
+        if isinstance(value, np.ndarray):
+            assert (again.found[name].shape, again.found[name].dtype) == (value.shape, value.dtype)
+
+
+def test_a_state_that_does_not_fit_is_refused_in_a_sentence(tmp_path):
+    path = tmp_path / "net.bp"
+    network().train(X, Y, steps=3, callbacks=[Counts(), Checkpoint(path)])
+
+    class Other(Counts):
+        def restore(self, state):
+            self.other = state["other"]
+
+    Other.__qualname__ = Counts.__qualname__
+    with pytest.raises(ValueError, match="a state of .*Counts that this one cannot take over"):
+        network().train(X, Y, steps=5, callbacks=[Other()], resume=path)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda path: Checkpoint(None), "`path` must be the path of a file"),
+    (lambda path: Checkpoint(""), "`path` must be the path of a file"),
+    (lambda path: network().train(X, Y, steps=5, callbacks=[Checkpoint]), "got the class Checkpoint: give Checkpoint"),
+    (lambda path: network().train(X, Y, steps=5, callbacks=[Finishes()]), "Finishes has a method 'finish'"),
+    (lambda path: network().train(X, Y, steps=5, resume=""), "`resume` must be a History"),
+    (lambda path: network().train(X, Y, steps=5, resume=path), "of which the checkpoint has done 20"),
+    (lambda path: network().train(X, Y, steps=30, resume=path, learning_rate=0.5), "learning_rate was 1.0 and is 0.5"),
+    (lambda path: own().train(X, Y, steps=5, callbacks=[Checkpoint(path)]), "loss or an activation of your own"),
+])  # fmt: skip
+def test_wrong_arguments_are_refused_before_the_first_step(call, message, tmp_path):
+    path = tmp_path / "net.bp"
+    network().train(X, Y, steps=20, callbacks=[Checkpoint(path)])
+    with pytest.raises(ValueError, match=message):
+        call(path)
+
+
+class Finishes:
+    """A callback of an earlier version."""
+
+    def __call__(self, progress):
+        pass
+
+    def finish(self, network, history):
+        pass
+
+
+def own():
+    return bp.Network([3, 1], activation="identity", loss=(lambda y, l: (y - l) ** 2, lambda y, l: 2 * (l - y)), seed=0)
+
+
+def test_sparse_rows_are_compared_without_being_made_dense(tmp_path):
+    sparse = pytest.importorskip("scipy.sparse")
+    wide = sparse.random_array((2000, 20_000), density=1e-4, format="csr", rng=np.random.default_rng(0))
+    rows = bp.Network([20_000, 2, 1], seed=0).rows(wide, np.ones(2000))
+    tracemalloc.start()
+    found = rows.digest
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    assert found == bp.Network([20_000, 2, 1], seed=0).rows(wide.copy(), np.ones(2000)).digest
+    assert found != bp.Network([20_000, 2, 1], seed=0).rows(2 * wide, np.ones(2000)).digest

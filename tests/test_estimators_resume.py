@@ -1,7 +1,9 @@
 """Fits of the estimators that were killed go on to the bytes of the unbroken ones: weights, records, random state."""
 
 import contextlib
+import copy
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ pytest.importorskip("sklearn")
 from bpaccel import MLPClassifier, MLPRegressor, storage
 from bpaccel.backends import backend as backend_of_name
 from bpaccel.callbacks import Checkpoint, EarlyStopping, Schedule, StepDecay
+from bpaccel.engines.blocked import Array
 from bpaccel.estimators import door
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -152,9 +155,9 @@ def test_a_fit_goes_on_from_its_own_history(options):
     assert_same(model, whole)
     with pytest.raises(ValueError, match="`resume` must be the `history_` of this estimator's last fit"):
         model.fit(X, SUM, resume=whole.history_)
-    copy = pickle.loads(pickle.dumps(model))
+    other = pickle.loads(pickle.dumps(model))
     with pytest.raises(ValueError, match="no state"):
-        copy.fit(X, SUM, resume=copy.history_)
+        other.fit(X, SUM, resume=other.history_)
 
 
 CHANGES = {
@@ -209,3 +212,107 @@ def test_a_file_of_no_estimator_is_refused(tmp_path):
         MLPRegressor(**SMALL).fit(X, SUM, resume=path)
     header, _ = storage.read(path)
     assert header["kind"] == "network"
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 90, "random_state": np.random.RandomState(3)}, {"dropout": 0.2},
+                                     {"shuffle": False}], ids=["batches", "all", "dropout", "own order"])  # fmt: skip
+@pytest.mark.parametrize("block", [1, 2, 5, 6, 23, 31])
+def test_what_was_interrupted_within_epochs_that_were_drawn_ahead_goes_on(options, block):
+    """Epochs that cannot be the last go to the engine at once; an interrupt takes back those that did not come."""
+    blocks = []
+
+    class Interrupted(Array):
+        def _count(self):
+            blocks.append(1)
+            if len(blocks) == block:
+                raise KeyboardInterrupt
+
+        def block(self, *args):
+            self._count()
+            return super().block(*args)
+
+        def dropped_block(self, *args):
+            self._count()
+            return super().dropped_block(*args)
+
+    def make(**more):
+        options_ = {**SMALL, "max_iter": 12, "tol": 0.0, "n_iter_no_change": 5, **options, **more}
+        if not isinstance(options_["random_state"], int):
+            options_["random_state"] = np.random.RandomState(3)
+        return MLPRegressor(**options_)
+
+    drawn = {}  # what one epoch at a time draws: the order of each, and the generator after it
+
+    def keep(progress):
+        drawn[progress.history.epoch[-1]] = whole._optimizer.order, whole._random_state.get_state()
+
+    whole = make(engine="array", callbacks=[keep])
+    whole.fit(X, SUM)
+    model = make(engine=Interrupted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model.fit(X, SUM)
+    per_epoch = 1 if "batch_size" in options else 5
+    steps = model._optimizer.t
+    if model.history_.stopped != "interrupted":
+        assert (per_epoch, block, steps) in {(1, 23, 12), (1, 31, 12)}
+        return
+    assert steps < block
+    if steps and options.get("shuffle", True):
+        order, state = drawn[(steps - 1) // per_epoch]
+        assert model._optimizer.order[0] == order[0]
+        np.testing.assert_array_equal(model._optimizer.order[1], order[1])
+        np.testing.assert_array_equal(model._random_state.get_state()[1], state[1])
+        assert model._random_state.get_state()[2] == state[2]
+    if steps % per_epoch == 0:  # what is within an epoch goes on by a file, to the end of max_iter epochs
+        model.set_params(engine="array", max_iter=12 - steps // per_epoch)
+        model.fit(X, SUM, resume=model.history_)
+        assert_same(model, whole)
+
+
+RULES = {
+    "early stopping": ({}, {"early_stopping": True}, {}),
+    "no early stopping": ({"early_stopping": True}, {}, {}),
+    "rows of validation": ({}, {}, {"X_val": X[:20], "y_val": SUM[:20]}),
+    "schedule": ({"solver": "sgd"}, {"solver": "sgd", "learning_rate": "invscaling"}, {}),
+    "rate": ({}, {"learning_rate_init": 0.1}, {}),
+    "hyperparameters": ({}, {"beta_1": 0.5}, {}),
+}
+
+
+@pytest.mark.parametrize(("first", "then", "given"), RULES.values(), ids=RULES)
+@pytest.mark.parametrize("by", ["file", "memory"])
+def test_rules_of_a_fit_that_changed_are_refused(first, then, given, by, tmp_path):
+    path = tmp_path / "fit.bp"
+    model = MLPRegressor(**SMALL | {"max_iter": 4} | first)
+    model.set_params(callbacks=[Checkpoint(path)] if by == "file" else []).fit(X, SUM)
+    before = model.predict(X)
+    changed = {"early_stopping": False, **then}
+    with pytest.raises(ValueError, match="`resume` must go on with the same"):
+        model.set_params(**changed, max_iter=20).fit(X, SUM, **given, resume=path if by == "file" else model.history_)
+    np.testing.assert_array_equal(model.predict(X), before)
+
+
+def test_fewer_epochs_than_were_done_are_refused(tmp_path):
+    path = tmp_path / "fit.bp"
+    MLPRegressor(**SMALL, callbacks=[Checkpoint(path)]).fit(X, SUM)
+    with pytest.raises(ValueError, match="`max_iter` must be that of the whole fit"):
+        MLPRegressor(**SMALL | {"max_iter": 3}).fit(X, SUM, resume=path)
+
+
+def test_two_equal_resumed_fits_are_equal_pickles(tmp_path):
+    joblib = pytest.importorskip("joblib")
+    path = tmp_path / "fit.bp"
+    with pytest.raises(Killed):
+        MLPRegressor(**SMALL, callbacks=[Checkpoint(path), kill_at(4)]).fit(X, SUM)
+    a, b = (MLPRegressor(**SMALL).fit(X, SUM, resume=path) for _ in range(2))
+    assert joblib.hash(a) == joblib.hash(b)
+
+
+def test_a_copy_that_a_callback_takes_goes_on_at_the_right_rate():
+    options = {**SMALL, "solver": "sgd", "learning_rate": "invscaling"}
+    copies = []
+    model = MLPRegressor(**options)
+    model.set_params(callbacks=[lambda p: copies.append(copy.deepcopy(model)) if len(p.history) == 4 else None])
+    model.fit(X, SUM)
+    assert copies[0].set_params(callbacks=[])._optimizer.rate == model.history_.rate[4]

@@ -118,7 +118,13 @@ def test_ctrl_c_in_the_first_look_of_lbfgs():
     model = MLPRegressor(loss=(interrupted, lambda y, l: l - y), solver="lbfgs", engine="array", **SMALL)
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, SUM)
-    _same_weights(model, MLPRegressor(**SMALL).initialize(X, SUM))
+    assert not hasattr(model, "coefs_")  # no step was taken
+    fitted = MLPRegressor(**SMALL).fit(X, SUM)
+    before = fitted.predict(X)
+    fitted.set_params(loss=(interrupted, lambda y, l: l - y), solver="lbfgs", engine="array")
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(X, SUM)
+    np.testing.assert_array_equal(fitted.predict(X), before)
 
 
 POISSON = {"loss": "poisson", **SMALL}

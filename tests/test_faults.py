@@ -135,8 +135,40 @@ def test_a2_the_first_ctrl_c_waits_and_the_second_does_not():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with pytest.raises(KeyboardInterrupt), Interrupts():
-        signal.raise_signal(signal.SIGINT)  # nobody asked any more: whoever called is told
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)  # nobody asked any more
+    assert interrupts.pending
+
+
+def test_a2_ctrl_c_at_the_last_row_loses_no_history():
+    net = bp.Network([6, 4, 1], seed=1)
+
+    def interrupt(progress):
+        if progress.step == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    history = net.train(X, Y, steps=10, record_every=1, callbacks=[interrupt])
+    assert (history.stopped, history.state.step) == ("interrupted", 10)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a2_ctrl_c_in_a_training_within_a_callback_ends_both(signals):
+    inner, outer = bp.Network([6, 1], seed=1), bp.Network([6, 4, 1], seed=1)
+    ends = []
+
+    def interrupt(progress):
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def nested(progress):
+        if progress.step == 5:
+            for _ in range(signals):
+                ends.append(inner.train(X, Y, steps=50, record_every=1, callbacks=[interrupt]).stopped)
+
+    history = outer.train(X, Y, steps=50, record_every=1, callbacks=[nested])
+    assert history.stopped == "interrupted"
+    assert history.step[-1] == 5
+    assert ends == ["interrupted"] * signals
 
 
 def test_a3_a_history_that_was_pickled_can_be_gone_on_with():
@@ -479,6 +511,79 @@ def test_b12_rows_on_another_device_of_the_library_are_asked_whether_they_fit():
 def test_b13_hyperparameters_are_checked_where_they_are_given(make, name):
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         make()
+
+
+def test_a1_weights_that_no_file_can_hold_leave_the_old_file(tmp_path):
+    net = bp.Network([3, 1], seed=0)
+    net.save(tmp_path / "m")
+    net.weights[0][0] = np.nan
+    with pytest.raises(ValueError, match="weights that are nan or infinite cannot be saved"):
+        net.save(tmp_path / "m")
+    assert np.isfinite(bp.load(tmp_path / "m").weights[0]).all()
+    with pytest.raises(ValueError, match="float32 is too small for these weights"):
+        bp.Network([3, 1], init=[np.full((3, 1), 1e300)]).to(None, "float32")
+
+
+def test_a1_a_training_that_is_refused_keeps_all_digits(tmp_path):
+    net, other = bp.Network([6, 1], seed=0), bp.Network([6, 2, 1], seed=0)
+    other.train(X.astype("f4"), Y, steps=2, callbacks=[Checkpoint(tmp_path / "m")])
+    before = net.weights[0].tobytes()
+    with pytest.raises(ValueError, match="layer_sizes"):
+        net.train(X.astype("f4"), Y, steps=9, resume=tmp_path / "m")
+    assert (net.weights[0].tobytes(), net.dtype) == (before, None)
+
+
+@pytest.mark.parametrize("kind", ["table", "estimator"])
+def test_a4_a_training_that_fails_before_its_first_step_leaves_the_model(kind, sklearn):
+    wrong = [Schedule(lambda step: 0.0)]
+    if kind == "table":
+        model, table = bp.TableModel(seed=0), {"a": X[:, 0], "b": X[:, 1], "y": X[:, 0] + X[:, 1]}
+        model.fit(table, "y", epochs=5)
+        before = model.predict(table)
+        with pytest.raises(ValueError, match="`rate` must be"):
+            model.fit(table, "y", callbacks=wrong)
+        np.testing.assert_array_equal(model.predict(table), before)
+    else:
+        model = bp.MLPClassifier(**SMALL).fit(X, Y)
+        before = dict(vars(model))
+        with pytest.raises(ValueError, match="`rate` must be"):
+            model.set_params(callbacks=wrong).fit(X, Y)
+        assert set(vars(model)) == set(before)
+        assert model.coefs_ is before["coefs_"]
+        assert model._optimizer is before["_optimizer"]
+
+
+def test_a4_ctrl_c_while_an_estimator_is_set_up_leaves_the_model(sklearn, monkeypatch):
+    from bpaccel.estimators import door
+
+    model = bp.MLPClassifier(**SMALL).fit(X, Y)
+    before = dict(vars(model))
+
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(door, "rows", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y)
+    assert vars(model) == before
+
+
+def test_a5_weights_that_were_changed_in_place_are_refused():
+    net = bp.Network([6, 4, 1], seed=1)
+    history = net.train(X, Y, steps=5, solver="adam")
+    net.weights[0][:] = 0
+    with pytest.raises(ValueError, match="the weights of this network have been changed since"):
+        net.train(X, Y, steps=5, solver="adam", resume=history)
+
+
+def test_b6_best_weights_of_a_file_are_where_the_network_is(backend, tmp_path):
+    where, path = bp.backend(backend), tmp_path / "m"
+    there = where.asarray(X, where.widest), where.asarray(Y, where.widest)
+    options = {"record_every": 1, "engine": "array"}
+    bp.Network([6, 1], seed=0).train(*there, steps=3, callbacks=[EarlyStopping(X, 1 - Y), Checkpoint(path)], **options)
+    net = bp.Network([6, 1], seed=0)
+    net.train(*there, steps=9, callbacks=[EarlyStopping(X, 1 - Y)], resume=path, **options)
+    assert bp.backends.backend_of(net.weights[0]).library.name == where.library.name
 
 
 # --- D3: what is compared or pickled holds no clock ---

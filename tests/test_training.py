@@ -89,8 +89,12 @@ def test_the_order_of_an_epoch_is_the_documented_one():
     np.testing.assert_array_equal(plan.order(2), np.random.default_rng([7, 2]).permutation(10))
     assert Plan(10, 3, False, 7).order(0) is None
     assert Plan(10, 10, True, 7).order(0) is None
-    batches = plan.batches(2, 6, None)
-    assert (batches.starts.tolist(), batches.stops.tolist()) == ([6, 9, 0, 3], [9, 10, 3, 6])
+    assert plan.batches(2, 4).order is plan.order(0)
+    batches = plan.batches(2, 6)  # of two epochs: their orders stand one after the other
+    np.testing.assert_array_equal(batches.order, [*plan.order(0), *plan.order(1)])
+    assert (batches.starts.tolist(), batches.stops.tolist()) == ([6, 9, 10, 13], [9, 10, 13, 16])
+    own = Plan(10, 3, False, 7).batches(2, 6)
+    assert (own.order, own.starts.tolist(), own.stops.tolist()) == (None, [6, 9, 0, 3], [9, 10, 3, 6])
 
 
 def test_the_seed_gives_the_order():

@@ -1,6 +1,7 @@
 """BaseMLP: what the classifier and the regressor have in common, which is nearly all."""
 
 import contextlib
+import json
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -16,7 +17,6 @@ from sklearn.utils.validation import check_is_fitted
 from bpaccel import activations, losses
 from bpaccel.activations import ACTIVATIONS, Activation
 from bpaccel.backends import dtype_name
-from bpaccel.checks import functions
 from bpaccel.data import check_targets, float_dtype
 from bpaccel.dropout import Dropout
 from bpaccel.engines.blocked import feed
@@ -25,11 +25,12 @@ from bpaccel.estimators.epochs import PerOutput
 from bpaccel.estimators.fits import LbfgsFit, StochasticFit, begin_curves, set_generator
 from bpaccel.estimators.fitted import Fitted
 from bpaccel.estimators.network import EstimatorNetwork
-from bpaccel.estimators.optimizer import Optimizer
+from bpaccel.estimators.optimizer import Optimizer, solver_of
 from bpaccel.estimators.tasks import CallbackSupportMixin, SklearnCallbacks
 from bpaccel.objective import Objective
-from bpaccel.solvers import Solver
+from bpaccel.solvers import Solver, described
 from bpaccel.training import DivergenceError, checkpoint
+from bpaccel.training.callback import check_callbacks
 
 # scikit-learn's name of ours.
 TO_OURS = {"logistic": "sigmoid"}
@@ -224,8 +225,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
         return self
 
     def _fit(self, X, y, sample_weight=None, given=None, incremental=False, classes=None, resume=None):
-        callbacks = functions("callbacks", self.callbacks)
-        told = X, y, sample_weight
+        callbacks, told, before = check_callbacks(self.callbacks), (X, y, sample_weight), self.__dict__.copy()
         with self._as_it_was_if_refused():
             saved = self._saved(resume)
             if incremental:
@@ -234,7 +234,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
             sample_weight = self._class_weighted(door.sample_weights(sample_weight, X.array.shape[0]), y)
             rows = door.rows(X, Y, sample_weight, dtype_name(network.weights[0]), widest=self.solver == "lbfgs")
             fit = self._set_up(network, rows, Y, given, incremental, saved)
-            fit.add(callbacks if incremental else [SklearnCallbacks(fit, *told), *callbacks])
+            watched = not incremental and hasattr(self, "_skl_callbacks")
+            fit.add([SklearnCallbacks(fit, *told), *callbacks] if watched else callbacks)
         try:
             with contextlib.closing(fit.engine):
                 fit.run()
@@ -244,14 +245,25 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
                 f"preprocessed. More exactly: {error}"
             )
             raise ValueError(message) from error
+        except BaseException:
+            if fit.loop.moment.step == fit.first:  # it failed before its first step: what was fitted before is there
+                self.__dict__.clear()
+                self.__dict__.update(before)
+                fit.first = None
+            raise
         finally:
+            self._kept(network, fit)
+        return self
+
+    def _kept(self, network, fit):
+        """Keep what a fit has come to; nothing where it failed before its first step."""
+        if fit.first is not None:
             self._keep_weights(network.weights)
             self.history_ = fit.history
             if isinstance(fit, StochasticFit):
                 self._best_weights, self._no_improvement_count = fit.best_weights, fit.no_improvement
             for message, category in fit.warnings:
-                warnings.warn(message, category, stacklevel=4)
-        return self
+                warnings.warn(message, category, stacklevel=5)
 
     def _saved(self, resume):
         """The fit to go on with: one of this estimator's, or one in a file."""
@@ -259,8 +271,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
         if saved is not None and saved.model is None and resume is not getattr(self, "history_", None):
             raise ValueError("`resume` must be the `history_` of this estimator's last fit, or the path of a "
                              "checkpoint; got the History of another training.")  # fmt: skip
-        kind = LbfgsFit if self.solver == "lbfgs" else StochasticFit
-        if saved is not None and saved.model is not None and all(one[0] != kind.__name__ for one in saved.callbacks):
+        kind = checkpoint.kind_of(LbfgsFit if self.solver == "lbfgs" else StochasticFit)
+        if saved is not None and saved.model is not None and all(one[0] != kind for one in saved.callbacks):
             raise ValueError(f"`resume` must be the file of a fit of MLPClassifier or MLPRegressor with this solver, "
                              f"{self.solver}; it is of another training.")  # fmt: skip
         return saved
@@ -268,7 +280,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
     def _set_up(self, network, rows, Y, given, incremental, saved):
         """The `Fit`: what draws from the random state does so in scikit-learn's order."""
         kept = saved.callbacks or () if saved is not None else ()
-        state = next((state for kind, state, _ in kept if kind == StochasticFit.__name__), None)
+        own = checkpoint.kind_of(StochasticFit)
+        state = next((state for kind, state, _ in kept if kind == own), None)
         if self.solver == "lbfgs":
             whole = LbfgsFit(self, network, rows, self._keep_weights, saved)
             self._coef_indptr, self._intercept_indptr = whole.coef_indptr, whole.intercept_indptr
@@ -276,9 +289,13 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
             return whole
         goes_on = hasattr(self, "_optimizer") and (incremental or (saved is not None and saved.model is None))
         optimizer = self._optimizer if goes_on else Optimizer.of(self)
+        rules = self._rules(given)
+        if saved is not None:
+            checkpoint.same("rules of the fit", optimizer.rules if state is None else json.loads(state["rules"]), rules)
+        optimizer.rules = rules
         if state is not None:
             if not isinstance(self.random_state, np.random.RandomState):
-                self._random_state = np.random.RandomState()
+                self._random_state = np.random.RandomState(0)
             set_generator(self._random_state, state)
             optimizer.split = (state["train"], state["kept"]) if "train" in state else None
             optimizer.order = (state["epoch"], state["order"]) if "epoch" in state else None
@@ -297,6 +314,18 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
         fit.set_up(objective, kept, split)
         self._optimizer = optimizer
         return fit
+
+    def _rules(self, given):
+        """What else a fit that goes on must share, as JSON values: by what it is judged, and how its rate changes."""
+        rows = None if given is None else len(given[0]) if hasattr(given[0], "__len__") else given[0].shape[0]
+        return {
+            "solver": described(solver_of(self)),
+            "early_stopping": bool(self.early_stopping),
+            "X_val": None if rows is None else f"{rows} rows",
+            "learning_rate": self.learning_rate if self.solver == "sgd" else "constant",
+            "learning_rate_init": float(self.learning_rate_init),
+            "class_weight": repr(getattr(self, "class_weight", None)),
+        }
 
     def _objective(self, network, saved):
         objective = Objective.of(network, "mean", self.l1, self.alpha, self.clip)

@@ -285,8 +285,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         """The classes of a network's outputs: where they are, or on the host if they are no numbers."""
         home = backend_of(outputs)
         if home.library.name == "numpy" or isinstance(self.classes_, np.ndarray):
-            host = home.to_numpy(outputs)
-            return self._label_binarizer.inverse_transform(host[:, 0] if self.n_outputs_ == 1 else host)
+            return self._host_labels(home.to_numpy(outputs))
         xp = home.xp
         if self.out_activation_ == "softmax":
             return xp.take(self.classes_, xp.argmax(outputs, axis=1), axis=0)
@@ -295,6 +294,15 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             return xp.astype(above, self.classes_.dtype)
         last = self.classes_.shape[0] - 1  # there may be one class only
         return xp.where(above[:, 0], self.classes_[last], self.classes_[0])
+
+    def _host_labels(self, outputs):
+        classes = door.on_host(self.classes_)
+        if self.out_activation_ == "softmax":
+            return classes[outputs.argmax(axis=1)]
+        if self._label_binarizer.y_type_.startswith("multilabel"):
+            return self._label_binarizer.inverse_transform(outputs[:, 0] if self.n_outputs_ == 1 else outputs)
+        last = len(classes) - 1  # there may be one class only
+        return np.where(outputs[:, 0] > 0.5, classes[last], classes[0])
 
     def _score_outputs(self, outputs, y, sample_weight):
         if self.out_activation_ == "softmax":

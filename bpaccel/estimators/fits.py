@@ -5,6 +5,7 @@ by scikit-learn's rules. What the loop needs to go on is its `Optimizer`, and wh
 set up first, where arguments may be refused, and then run.
 """
 
+import json
 import math
 from itertools import pairwise
 from typing import Any
@@ -46,6 +47,8 @@ class Fit(Callback):
         For the one who called `fit`.
     best_weights : list of arrays
         Those of the best score on rows of validation.
+    first : int
+        The step that it begins with.
     stopping : bool
         Whether it has said at the last row that the training is to stop.
     """
@@ -57,6 +60,7 @@ class Fit(Callback):
         self.warnings: list[tuple] = []
         self.best_weights: Any = network.weights
         self.stopping = False
+        self.first: int | None = None
         self.loop: Any = None
 
     @property
@@ -100,7 +104,11 @@ class Fit(Callback):
             state, history = saved.state, History(**saved.history.to_dict())
             moment = Moment(state.step, self._here(state.weights), tuple(map(self._here, state.arrays)), state.rate,
                             len(history), state.since)  # fmt: skip
+        if span.stop < moment.step:
+            raise ValueError(f"`max_iter` must be that of the whole fit, of which the checkpoint has done "
+                             f"{moment.step} steps; got {span.stop} steps.")  # fmt: skip
         self.loop = Loop(self.network, work, span, moment, [self], history, self._parts, self.resumed)
+        self.first = moment.step
         if saved is not None and saved.stopped in ("callback", "converged"):
             self.loop.stopped = saved.stopped
 
@@ -298,9 +306,18 @@ class StochasticFit(Fit):
             if not stop:
                 self.no_improvement = 0
         progress.rate, self.stopping = rate, stop
+        optimizer.rate = rate  # for a copy of the estimator that another callback makes
         return stop
 
+    def ahead(self):
+        """The epochs that cannot be the last, nor change the rate."""
+        est = self.estimator
+        if self.validation is not None or self.optimizer.lr_schedule == "invscaling" or est.verbose:
+            return 1
+        return int(min(max(1, est.n_iter_no_change + 1 - self.no_improvement), est.max_iter))
+
     def end(self, progress, how):
+        self.plan.rewind(self.loop.moment.step)
         self.optimizer.keep(self.loop.moment, self.plan)
         if self.stop_early:
             if how == "diverged":
@@ -350,6 +367,7 @@ class StochasticFit(Fit):
             found["epoch"], found["order"] = last
         dropout = self.loop.work.objective.dropout
         found["dropout_seed"] = None if dropout is None else dropout.seed
+        found["rules"] = json.dumps(self.optimizer.rules)
         return found | generator_state(self.random)
 
     def restore(self, state):

@@ -26,9 +26,14 @@ class Fitted(BaseEstimator):
     def _keep_weights(self, weights):
         self.coefs_ = [W[:-1, :] for W in weights]
         self.intercepts_ = [W[-1, :] for W in weights]
+        self._joined = list(weights), list(self.coefs_), list(self.intercepts_)
 
     def _weights(self):
         """The matrices as the engines take them: the intercepts are the last row."""
+        matrices, *parts = getattr(self, "_joined", ((), (), ()))
+        given = [self.coefs_, self.intercepts_]
+        if [list(map(id, part)) for part in parts] == [list(map(id, part)) for part in given]:
+            return list(matrices)  # nobody has set others: to join them anew would copy all weights
         self._check_weights()
         home = self._home()
         with home.active():
@@ -106,13 +111,14 @@ class Fitted(BaseEstimator):
         before = self.__dict__.copy()
         try:
             yield
-        except Exception:
+        except BaseException:  # Ctrl-C, too
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
 
     def __getstate__(self):
         state = super().__getstate__()
+        state = {name: value for name, value in state.items() if name != "_joined"}
         if "history_" in state:  # its weights and arrays are the estimator's own, and need not be there twice
             state = state | {"history_": state["history_"].without_state()}
         if "coefs_" not in state or self._home().library.name == "numpy":

@@ -55,13 +55,15 @@ class Optimizer:
         Of the last epoch: the next one shuffles it.
     split : tuple (train, kept) of numpy.ndarray of int, or None
         Which rows of the last `fit` were set aside.
+    rules : dict
+        What a fit that goes on must share.
     """
 
     def __init__(self, solver, learning_rate_init, lr_schedule="constant", power_t=0.5):
         self.solver, self.lr_schedule, self.power_t = solver, lr_schedule, power_t
         self._rate_init = self.rate = float(learning_rate_init)
         self.t, self.state = 0, None
-        self.epochs, self.first, self.order, self.split = 0, (0, 0), None, None
+        self.epochs, self.first, self.order, self.split, self.rules = 0, (0, 0), None, None, {}
 
     @classmethod
     def of(cls, estimator):

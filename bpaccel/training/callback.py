@@ -1,5 +1,10 @@
 """The protocol of callbacks, and what they are told."""
 
+from bpaccel.checks import functions
+
+# What only a `Callback` is asked for; the last two are those of earlier versions.
+PROTOCOL = ("begin", "end", "state", "restore", "finish", "__enter__")
+
 
 class Callback:
     """What may be done at the rows of a training's history; a plain function of a `Progress` serves, too.
@@ -36,6 +41,11 @@ class Callback:
         """A training begins: anew, or (``resumed``) where an earlier one ended, whose `state` was given to `restore`,
         or is still here."""
 
+    def ahead(self):
+        """How many rows may come before it has to be asked: it is then asked about each, with the weights of the last.
+        More than one saves time where steps are short, for a callback that looks at no weights."""
+        return 1
+
     def __call__(self, progress):
         """A row was added to the history; True ends the training."""
 
@@ -48,6 +58,17 @@ class Callback:
 
     def restore(self, state):
         """Take over what `state` returned, maybe in another process; called before `begin`."""
+
+
+def check_callbacks(callbacks):
+    """Callbacks as a list; ValueError for what is none, or would not be told what it waits for."""
+    callbacks = functions("callbacks", callbacks)
+    for callback in callbacks:
+        waits = [name for name in PROTOCOL if hasattr(callback, name)]
+        if waits and not isinstance(callback, Callback):
+            raise ValueError(f"`callbacks`: {type(callback).__name__} has a method {waits[0]!r}, which only a subclass "
+                             "of bpaccel.callbacks.Callback is asked for: derive it from that class.")  # fmt: skip
+    return callbacks
 
 
 class Progress:

@@ -4,7 +4,6 @@ The file is that of the model at the moment, with more in it: where the training
 state of its callbacks. Arrays are tensors of the file, and all else is JSON in its header: nothing in it can run code.
 """
 
-import hashlib
 import json
 import warnings
 from typing import Any, NamedTuple
@@ -17,7 +16,21 @@ from bpaccel.training.callback import Callback
 from bpaccel.training.history import COLUMNS, History, State
 
 SECTION = "training"  # of the header, and of the tensors' names
-SAMPLE = 1000  # rows that are compared, at most: a training of other rows must not be gone on with unseen
+DTYPES = {
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+}
+LONG, LIST = 100, "list of "  # a callback's longer lists of numbers are tensors: a header must not be large
 
 
 class Saved(NamedTuple):
@@ -37,6 +50,8 @@ class Saved(NamedTuple):
     callbacks : list of tuple (kind, state, last), or None
     model : tuple (header, arrays), or None
         All of the file.
+    rate : float or None
+        The learning rate that was asked for.
     """
 
     state: State
@@ -46,6 +61,7 @@ class Saved(NamedTuple):
     rows: str | None = None
     callbacks: list | None = None
     model: Any = None
+    rate: float | None = None
 
 
 def find(resume):
@@ -59,8 +75,8 @@ def find(resume):
         return None
     if isinstance(resume, History):
         if resume.state is None:
-            raise ValueError(f"`resume` must be a History that can go on; this one has no state: its training "
-                             f"{'diverged' if resume.stopped == 'diverged' else 'has not ended yet'}.")  # fmt: skip
+            raise ValueError("`resume` must be a History that can go on; this one has no state: its training diverged, "
+                             "or has not ended, or it is of a copy of an estimator. Use a checkpoint.")  # fmt: skip
         return Saved(resume.state, resume)
     if isinstance(resume, (str, bytes)) or hasattr(resume, "__fspath__"):
         return read(resume)
@@ -69,7 +85,7 @@ def find(resume):
 
 
 def read(path):
-    """The training in the file ``PATH.resume`` if it is there, else in ``PATH``.
+    """The training in the file ``PATH``, or in ``PATH.resume``, if ``PATH`` is a model alone or is not there.
 
     Raises
     ------
@@ -85,9 +101,15 @@ def read(path):
     from bpaccel import storage
 
     path = Path(os.fsdecode(path))
+    if not path.name:
+        raise ValueError(
+            f"`resume` must be a History that a training returned, or the path of a checkpoint; got {path}."
+        )
     beside = path.with_name(f"{path.name}.resume")
-    path = beside if beside.is_file() else path
-    header, arrays = storage.read(path)
+    header, arrays = ({}, {}) if beside.is_file() and not path.exists() else storage.read(path)
+    if SECTION not in header and beside.is_file():
+        path = beside
+        header, arrays = storage.read(path)
     if SECTION not in header:
         raise ValueError(f"`resume` must be a file that callbacks.Checkpoint wrote; {str(path)!r} holds a model, and "
                          "nothing of a training that could go on.")  # fmt: skip
@@ -124,7 +146,7 @@ def to_parts(loop, model_parts, stopped="", model_only=False):
     kept = []
     for number, callback in enumerate(c for c in loop.callbacks if isinstance(c, Callback)):
         plain, more = _split_state(callback)
-        kept.append([type(callback).__name__, plain, sorted(more), callback.last])
+        kept.append([kind_of(type(callback)), plain, sorted(more), callback.last])
         tensors |= {f"callbacks.{number}.{key}": value for key, value in more.items()}
     section = {
         "step": moment.step,
@@ -134,25 +156,14 @@ def to_parts(loop, model_parts, stopped="", model_only=False):
         "solver": described(work.solver),
         "plan": work.plan.settings(),
         "objective": work.objective.settings(),
-        "rows": digest(work.rows),
+        "learning_rate": work.rate,
+        "rows": work.rows.digest,
         "engine": loop.history.engine,
         "reason": loop.history.reason,
         "stopped": stopped,
         "callbacks": kept,
     }
     return header | {SECTION: section}, arrays | {f"{SECTION}.{name}": value for name, value in tensors.items()}
-
-
-def digest(rows):
-    """A digest of up to a thousand `Rows`, evenly spread, as they are computed on."""
-    count = min(rows.n, SAMPLE)
-    found = hashlib.sha256(str(rows.n).encode())
-    sample = np.arange(count) * rows.n // count
-    for x in rows.read(0, count, sample):
-        if x is not None:
-            host = np.ascontiguousarray(rows.backend.to_numpy(x))
-            found.update(f"{host.dtype.name}{host.shape}".encode() + host.tobytes())
-    return found.hexdigest()
 
 
 def check(saved, work, network, model_parts=None):
@@ -174,14 +185,14 @@ def check(saved, work, network, model_parts=None):
     sizes = state.objective["layer_sizes"]
     if sizes != (here := work.objective.settings()["layer_sizes"]):
         raise ValueError(f"`resume` must be of this network's shape {here}; it is of {sizes}.")
-    _same("objective", state.objective, work.objective.settings())
-    if (state.solver, state.plan) != (described(work.solver), work.plan.settings()):
-        raise ValueError(f"`resume` must go on with the same solver, rows, batch_size, shuffle and seed: it was "
-                         f"{state.solver} on {_said(state.plan)}; got {described(work.solver)} on "
-                         f"{_said(work.plan.settings())}.")  # fmt: skip
+    same("objective", state.objective, work.objective.settings())
+    was, now = state.plan | {"solver": state.solver}, work.plan.settings() | {"solver": described(work.solver)}
+    if saved.rate is not None and work.solver != "lbfgs":
+        was, now = was | {"learning_rate": saved.rate}, now | {"learning_rate": work.rate}
+    same("solver, rows, batch_size, shuffle, seed and learning_rate", was, now)
     if saved.model is None:
         _check_weights(state, network)
-    if saved.rows is not None and saved.rows != digest(work.rows):
+    if saved.rows is not None and saved.rows != work.rows.digest:
         raise ValueError("`resume` must go on with the same rows: those of X, y or sample_weight have changed since.")
 
 
@@ -191,12 +202,18 @@ def restore(saved, callbacks):
     for callback in callbacks:
         if not isinstance(callback, Callback):
             continue
-        kind = type(callback).__name__
-        mine = next((one for one in found if one[0] == kind), None)
-        if mine is not None:
-            found.remove(mine)
-            callback.restore(mine[1])
-    if left := [kind for kind, state, last in found if state and not last]:  # what comes last decides nothing
+        kind = kind_of(type(callback))
+        at = next((k for k, one in enumerate(found) if one[0] == kind), None)
+        if at is None:
+            continue
+        _, state, _ = found.pop(at)
+        try:
+            callback.restore(state)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"the checkpoint holds a state of {kind} that this one cannot take over: {error!r}. "
+                             "Is it of another version?") from error  # fmt: skip
+    # What comes last decides nothing.
+    if left := [kind.rpartition(".")[2] for kind, state, last in found if state and not last]:
         warnings.warn(f"the checkpoint holds the state of {' and '.join(left)}, and `callbacks` has no such: "
                       "the training goes on without.", stacklevel=4)  # fmt: skip
 
@@ -221,11 +238,11 @@ def _parsed(header, arrays):
                   section["solver"], plan, objective)  # fmt: skip
     history = History(engine=section["engine"], reason=section["reason"], stopped=section["stopped"], **columns)
     callbacks = [
-        (kind, plain | {key: tensors[f"callbacks.{number}.{key}"] for key in keys}, last)
+        (kind, _joined(plain, {key: tensors[f"callbacks.{number}.{key}"] for key in keys}), last)
         for number, (kind, plain, keys, last) in enumerate(section["callbacks"])
     ]
     return Saved(state, history, int(section["every"]), section["stopped"], section["rows"], callbacks,
-                 (header, arrays))  # fmt: skip
+                 (header, arrays), section["learning_rate"])  # fmt: skip
 
 
 def _split_state(callback):
@@ -235,8 +252,15 @@ def _split_state(callback):
         raise ValueError(f"the state of callback {name} must be a dict with keys of text; got {state!r}.")
     plain, arrays = {}, {}
     for key, value in state.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.isnative:
+        if type(value) is np.ndarray and value.dtype.name in DTYPES and value.dtype.isnative:
             arrays[key] = value
+        elif (
+            isinstance(value, (list, tuple))
+            and len(value) > LONG
+            and len(set(map(type, value))) == 1
+            and type(value[0]) in (int, float)
+        ):
+            arrays[f"{LIST}{key}"] = np.array(value, np.int64 if type(value[0]) is int else np.float64)
         elif _is_plain(value) or (isinstance(value, (list, tuple)) and all(map(_is_plain, value))):
             plain[key] = [_item(v) for v in value] if isinstance(value, (list, tuple)) else _item(value)
         else:
@@ -245,8 +269,20 @@ def _split_state(callback):
     return plain, arrays
 
 
+def _joined(plain, arrays):
+    """A callback's state from what `_split_state` made of it."""
+    lists = {name.removeprefix(LIST): a.tolist() for name, a in arrays.items() if name.startswith(LIST)}
+    return plain | lists | {name: a for name, a in arrays.items() if not name.startswith(LIST)}
+
+
+def kind_of(cls):
+    """What tells a class of callbacks from others."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _is_plain(value):
-    return value is None or isinstance(value, (str, bool, int, float, np.bool_, np.integer, np.floating))
+    plain = value is None or isinstance(value, (str, bool, int, float, np.bool_, np.integer, np.floating))
+    return plain and not isinstance(value, np.longdouble)
 
 
 def _item(value):
@@ -258,7 +294,7 @@ def check_model(saved, parts):
     (was, old), (now, new) = saved, parts
     told = (SECTION, "reason")  # why a task was chosen is said to people
     was, now = ({k: v for k, v in header.items() if k not in told} for header in (was, json.loads(json.dumps(now))))
-    _same("model", was, now)
+    same("model", was, now)
     for name, a in new.items():
         if not name.startswith("weights.") and not np.array_equal(a, old.get(name)):
             raise ValueError(f"`resume` must go on with the same model: its {name} were other ones. Were the rows the "
@@ -279,12 +315,10 @@ def _check_weights(state, network):
                          "changed since. Leave `resume` out to train from these weights.")  # fmt: skip
 
 
-def _same(what, was, now):
+def same(what, was, now):
+    """Raise ValueError, in one sentence, unless two dicts of settings agree."""
     changed = [key for key in {**now, **was} if was.get(key) != now.get(key)]
+    changed = ["kind"] if "kind" in changed else changed  # then nothing else can be compared
     if changed:
         said = " and ".join(f"{key} was {was.get(key)!r} and is {now.get(key)!r}" for key in changed)
         raise ValueError(f"`resume` must go on with the same {what}: {said}.")
-
-
-def _said(settings):
-    return ", ".join(f"{name}={value}" for name, value in settings.items())

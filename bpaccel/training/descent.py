@@ -1,8 +1,8 @@
 """The steps of a solver, taken by an engine.
 
 The engine is asked to `run` some steps at a time: about half a second of them (Ctrl-C is seen in between), no further
-than an epoch of a new order, and than the row of the history that callbacks wait for. No cut changes a bit of the
-result.
+than the epochs whose orders are drawn at once, and than the row of the history that callbacks wait for. No cut changes
+a bit of the result.
 """
 
 import math
@@ -27,23 +27,17 @@ def descend(loop):
     DivergenceError
         If a loss or a weight is no longer finite.
     """
-    plan, stop = loop.work.plan, loop.span.stop
-    limit, order, epoch = 1, None, None
+    plan, stop, limit = loop.work.plan, loop.span.stop, 1
     before = loop.moment  # a cut earlier: the last weights whose loss was finite may be older than this cut's
     while loop.moment.step < stop:
         moment = loop.moment
         step = moment.step
-        if plan.epoch(step) != epoch:
-            epoch = plan.epoch(step)
-            order = plan.order(epoch)
-        end = min(step + limit, stop)
-        if loop.callbacks:
-            end = min(end, loop.row + 1)
-        if plan.shuffled:
-            end = min(end, plan.end_of_epoch(step))
+        end = min(step + limit, stop, loop.waited_for())
+        if plan.shuffled:  # dropout is drawn by the place of a row in the order of its epoch
+            end = min(end, plan.end_of_orders(step, alone=loop.work.objective.dropout is not None))
         with loop.interrupts.free():
             sent = time.perf_counter()
-            weights, arrays, totals = _steps(loop.work, moment, end, order)
+            weights, arrays, totals = _steps(loop.work, moment, end)
             ended = time.perf_counter()
             finite = _finite(weights, totals)
         if not finite:
@@ -51,15 +45,15 @@ def descend(loop):
         enough = int(SLICE_SECONDS * (end - step) / max(ended - sent, 1e-9))
         limit = max(1, min(8 * limit, enough, SLICE_STEPS))
         before = moment
-        since = loop.took(end, weights, arrays, totals, sent, ended)
-        if loop.callbacks and since is not None and loop.ask(since):
+        rows = loop.took(end, weights, arrays, totals, sent, ended)
+        if rows and loop.callbacks and loop.ask(rows):
             return "callback"
     return "steps"
 
 
-def _steps(work, moment, stop, order):
-    """From a moment to before a step ``stop``, all of an epoch: weights, solver's state, and the totals (k, 4)."""
-    batches = work.plan.batches(moment.step, stop, order)
+def _steps(work, moment, stop):
+    """From a moment to before a step ``stop``: weights, solver's state, and the totals (k, 4)."""
+    batches = work.plan.batches(moment.step, stop)
     rates = np.full(stop - moment.step, moment.rate)
     weights, arrays, totals = work.engine.run(moment.weights, work.solver, moment.arrays, batches, rates, moment.step)
     return weights, arrays, work.rows.backend.to_numpy(totals)
@@ -75,15 +69,14 @@ def _diverged(loop, before, end, sent, ended):
 
     The step is found by halves of what was sent off last. ``before`` is the moment of the cut before that.
     """
-    work, plan = loop.work, loop.work.plan
-    order = plan.order(plan.epoch(loop.moment.step))
+    work = loop.work
     here, rate = loop.moment.step, loop.moment.rate
     good = here  # up to before this step, all is finite
     while good < end - 1:
         middle = (good + end) // 2
-        weights, _, totals = _steps(work, loop.moment, middle, order)
+        weights, _, totals = _steps(work, loop.moment, middle)
         good, end = (middle, end) if _finite(weights, totals) else (good, middle)
-    weights, _, totals = _steps(work, loop.moment, end, order)
+    weights, _, totals = _steps(work, loop.moment, end)
     loss, fine = float(work.objective.value(totals)[-1]), np.all(np.isfinite(totals))
     step = end - 1
     if _finite(weights, totals):
@@ -91,12 +84,11 @@ def _diverged(loop, before, end, sent, ended):
         return DivergenceError(message, step, loop.history)
     kept = step if fine else step - 1  # a loss that is not finite condemns the weights that it is of
     if kept > here:
-        loop.took(kept, *_steps(work, loop.moment, kept, order), sent, ended)
+        loop.took(kept, *_steps(work, loop.moment, kept), sent, ended)
     elif kept < here:  # of the cut before, whose last step made weights with an infinite loss
         loop.go_back(before)
         if kept > before.step:
-            order = plan.order(plan.epoch(before.step))
-            loop.took(kept, *_steps(work, before, kept, order), sent, sent)
+            loop.took(kept, *_steps(work, before, kept), sent, sent)
     what = "the weights became infinite or nan" if fine else f"the loss became {loss}"
     remedy = f"Use a smaller learning_rate (it is {rate:g}), or standardise X."
     if step == 0 and not math.isfinite(loss):

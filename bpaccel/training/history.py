@@ -1,5 +1,6 @@
 """History: what a training saw, and what it needs to go on."""
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -101,6 +102,12 @@ class History:
 
     def __getstate__(self):
         return self.__dict__ | {"seconds": [math.nan] * len(self.seconds)}
+
+    def __copy__(self):
+        return History(**self.__dict__)
+
+    def __deepcopy__(self, memo):  # a copy in memory keeps its times
+        return History(**copy.deepcopy(self.__dict__, memo))
 
     def __repr__(self):
         last = f", step {self.step[-1]:,}: loss {self.loss[-1]:.6g}" if self.step else ""

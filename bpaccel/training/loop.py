@@ -51,6 +51,8 @@ class Work(NamedTuple):
     engine : Engine
     reason : str
         Why this engine.
+    rate : float or None
+        The learning rate that was asked for.
     """
 
     objective: Any
@@ -59,6 +61,7 @@ class Work(NamedTuple):
     plan: Any
     engine: Any
     reason: str
+    rate: float | None = None
 
 
 class Span(NamedTuple):
@@ -161,6 +164,8 @@ class Loop:
                 raise
             finally:
                 self._end(how)
+        if self.interrupts.pending:  # it came when the training was already ending
+            self.history.stopped = "interrupted"
         return self.history
 
     def took(self, step, weights, arrays, totals, began, ended):
@@ -168,8 +173,8 @@ class Loop:
 
         Returns
         -------
-        numpy.ndarray of shape (j, 4), or None
-            The totals in the last of the rows that are now complete; None if none is.
+        list of numpy.ndarray of shape (j, 4)
+            The totals in each of the rows that are now complete.
         """
         moment, plan = self.moment, self.work.plan
         rows = np.arange(self.row, step, self.span.every)
@@ -187,10 +192,9 @@ class Loop:
             self.history.extend(rows.tolist(), plan.epoch(rows).tolist(), *self._means(since, starts, stops),
                                 [moment.rate] * len(rows), seconds.tolist())  # fmt: skip
         self.moment = Moment(step, weights, arrays, moment.rate, len(self.history), left)
-        if not len(rows):
-            return None
-        self.row = min(int(rows[-1]) + self.span.every, self.span.stop - 1)
-        return since[starts[-1] : stops[-1]]
+        if len(rows):
+            self.row = min(int(rows[-1]) + self.span.every, self.span.stop - 1)
+        return [since[a:b] for a, b in zip(starts, stops)] if self.callbacks else []
 
     def go_back(self, moment):
         """Return to a moment before this one; its history has fewer rows."""
@@ -203,17 +207,34 @@ class Loop:
             self.history.append(step, step, *row, self.moment.rate, time.perf_counter() - self.began)
         self.moment = self.moment._replace(step=step, weights=weights, rows=len(self.history))
 
-    def ask(self, totals=None):
-        """Ask the callbacks at the row that was added last; returns whether they end the training.
+    def waited_for(self):
+        """The step after the row of the history that callbacks wait for, which no engine may go beyond."""
+        if not self.callbacks:
+            return self.span.stop
+        rows = min(callback.ahead() if isinstance(callback, Callback) else 1 for callback in self.callbacks)
+        return self.row + 1 + (rows - 1) * self.span.every
+
+    def ask(self, rows=(None,)):
+        """Ask the callbacks at the rows that were added last, of which ``rows`` are the totals; returns whether they
+        end the training."""
+        self.network.adopt(self.moment.weights)
+        steps = self.history.step[len(self.history) - len(rows) :]
+        answers = [self._ask(step, totals) for step, totals in zip(steps, rows)]
+        return any(answers)
+
+    def _ask(self, step, totals):
+        """Ask the callbacks at a row.
 
         All of them are asked, also after one said stop. Those that come `last` see what the others have decided.
         """
-        self.network.adopt(self.moment.weights)
-        progress = self._progress(self.history.step[-1], totals)
-        early = [callback(progress) for callback in self.callbacks if not comes_last(callback)]
-        self.moment = self.moment._replace(rate=positive("rate", progress.rate))
+        progress = self._progress(step, totals)
+        try:
+            early = [callback(progress) for callback in self.callbacks if not comes_last(callback)]
+        finally:  # also where one of them fails: the others have decided
+            self._take_rate(progress)
         self.stopped = "callback" if any(map(_is_true, early)) else ""
         late = [callback(progress) for callback in self.callbacks if comes_last(callback)]
+        self._take_rate(progress)
         if any(map(_is_true, late)):
             self.stopped = "callback"
         return bool(self.stopped)
@@ -228,13 +249,17 @@ class Loop:
             if isinstance(callback, Callback):
                 self._begun.append(callback)
                 callback.begin(progress, self.resumed)
-        self.moment = self.moment._replace(rate=positive("rate", progress.rate))
+        self._take_rate(progress)
+
+    def _take_rate(self, progress):
+        if progress.rate != self.moment.rate:
+            self.moment = self.moment._replace(rate=positive("rate", progress.rate))
 
     def _end(self, how):
         """Leave everything of one step, and tell the callbacks: all of them, also if one of them fails."""
         moment, history = self.moment, self.history
         self.network.adopt(moment.weights)
-        own = self.network.weights
+        own = self.network.weights if self._begun else None
         history.truncate(moment.rows)
         history.stopped = how
         progress, errors = self._progress(history.step[-1] if history.step else moment.step), []
@@ -243,14 +268,15 @@ class Loop:
                 callback.end(progress, how)
             except Exception as error:
                 errors.append(error)
-        left = self.network.weights
+        left = self.network.weights if self._begun else None
         history.state = None if how == "diverged" else self._state(None if left is own else left)
         if errors and how not in ("failed", "diverged"):  # the error that ended the training says more
             raise errors[0]
 
     def _state(self, left):
         moment, work = self.moment, self.work
-        return State(moment.step, moment.weights, moment.arrays, moment.rate, moment.since, described(work.solver),
+        weights = [work.rows.backend.copy(W) for W in moment.weights]  # the network's may be changed in place
+        return State(moment.step, weights, moment.arrays, moment.rate, moment.since, described(work.solver),
                      work.plan.settings(), work.objective.settings(), left)  # fmt: skip
 
     def _progress(self, step, totals=None):

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpaccel import solvers
-from bpaccel.checks import flag, functions, positive, share, whole
+from bpaccel.checks import flag, positive, share, whole
 from bpaccel.checks import seed as checked_seed
 from bpaccel.dropout import Dropout
 from bpaccel.engines.choice import choose
 from bpaccel.objective import Objective
+from bpaccel.training.callback import check_callbacks
 from bpaccel.training.descent import descend
 from bpaccel.training.history import History
 from bpaccel.training.loop import Loop, Moment, Span, Work
@@ -58,7 +59,7 @@ def train(network, X, y, sample_weight, options, model_parts=None):
     History
     """
     o, model_parts = options, model_parts or network.to_parts
-    rate, callbacks = positive("learning_rate", o.learning_rate), functions("callbacks", o.callbacks)
+    rate, callbacks = positive("learning_rate", o.learning_rate), check_callbacks(o.callbacks)
     solver = "lbfgs" if isinstance(o.solver, str) and o.solver == "lbfgs" else solvers.get(o.solver)
     saved = _saved(o.resume)
     objective = Objective.of(network, o.reduction, o.l1, o.l2, o.clip)
@@ -74,22 +75,22 @@ def train(network, X, y, sample_weight, options, model_parts=None):
         threads=o.threads, prefer=saved.history.engine if saved else None,
     )  # fmt: skip
     with contextlib.closing(engine):
-        work = Work(objective, rows, solver, plan, engine, reason)
+        work = Work(objective, rows, solver, plan, engine, reason, rate)
         if saved is not None and saved.history.engine == engine.name and saved.model is None:
             work = work._replace(reason=saved.history.reason)
-        before = network.weights, network.dtype
+        weights, dtype = network.weights, network.dtype
         try:
-            network.adopt(network.weights, network.dtype or rows.own_dtype)
+            network.adopt(weights, dtype or rows.own_dtype)
             moment, history = _start(network, work, rate, saved, model_parts)
+            if saved is not None and saved.callbacks is not None:
+                from bpaccel.training import checkpoint
+
+                checkpoint.restore(saved, callbacks)
         except BaseException:
-            network.adopt(before[0])
-            network.dtype = before[1]
+            network.dtype = dtype
+            network.adopt(weights)
             raise
         loop = Loop(network, work, span, moment, callbacks, history, _parts(model_parts), saved is not None)
-        if saved is not None and saved.callbacks is not None:
-            from bpaccel.training import checkpoint
-
-            checkpoint.restore(saved, callbacks)
         loop.stopped = saved.stopped if saved and saved.stopped in ("callback", "converged") else ""
         with rows.backend.active():
             return loop.run(take)
@@ -131,6 +132,9 @@ def _span(options, plan, saved):
         return Span(count, every)
     if saved.every is None:
         return Span(saved.state.step + count, every)
+    if count < saved.state.step:
+        raise ValueError(f"`steps` or `epochs` must be those of the whole training, of which the checkpoint has done "
+                         f"{saved.state.step} steps; got {count} steps.")  # fmt: skip
     return Span(count, saved.every if options.record_every is None else every)
 
 
