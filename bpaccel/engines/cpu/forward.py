@@ -1,12 +1,13 @@
 """The way forward alone, for predictions: the compiled pass over rows of any number."""
 
 import ctypes
+import math
 from itertools import pairwise
 
 import numpy as np
 
 from bpaccel.activations import get
-from bpaccel.data import dense
+from bpaccel.data import dense, is_sparse
 from bpaccel.engines import thread_count
 from bpaccel.engines.cpu.launch import PACKED_ROWS, address, aligned, network_plan, readable
 from bpaccel.engines.cpu.layout import layout
@@ -18,6 +19,8 @@ from bpaccel.engines.cpu.threads import helpers
 THREADED_WORK = 2**22
 # Bytes of rows that are converted at once, where X is sparse or of another dtype.
 CONVERTED_BYTES = 2**24
+# Sparse rows with at most this share of numbers that are not 0 are multiplied as they are; fuller ones are faster dense.
+SPARSE_SHARE = 1 / 16
 
 
 def usable(activations):
@@ -30,6 +33,9 @@ def usable(activations):
 
 def outputs(weights, X, activations, dtype):
     """The last layer for each row of X: the same bytes for any pieces of the rows, and any number of threads.
+
+    Sparse rows with few numbers are multiplied as they are in the first layer; their outputs are then rounded otherwise
+    than those of the same rows made dense.
 
     Parameters
     ----------
@@ -45,6 +51,8 @@ def outputs(weights, X, activations, dtype):
     -------
     numpy.ndarray of shape (N, O)
     """
+    if is_sparse(X) and X.nnz <= SPARSE_SHARE * math.prod(X.shape):
+        return _sparse_outputs(weights, X, activations, dtype)
     network = _Network(weights, X.shape[1], activations, dtype)
     result = np.empty((X.shape[0], network.sizes[-1]), dtype)
     if isinstance(X, np.ndarray) and X.dtype == dtype and readable(X):
@@ -54,6 +62,23 @@ def outputs(weights, X, activations, dtype):
     for at in range(0, len(result), some):
         rows = np.ascontiguousarray(dense(X[at : at + some, ...]), dtype)
         network.feed(rows, result[at : at + some])
+    return result
+
+
+def _sparse_outputs(weights, X, activations, dtype):
+    """The same for sparse rows, of which the first layer takes only what is there: SciPy's product, row by row."""
+    (W, *others), f, inputs = weights, get(activations[0]), X.shape[1]
+    W = np.asarray(W, dtype)
+    result = np.empty((X.shape[0], weights[-1].shape[1]), dtype)
+    rest = _Network(others, W.shape[1], activations[1:], dtype) if others else None
+    some = max(1, CONVERTED_BYTES // (W.itemsize * W.shape[1]))
+    for at in range(0, len(result), some):
+        z = X[at : at + some, :].astype(dtype, copy=False) @ W[:inputs]
+        layer = f.function(z + W[inputs] if len(W) > inputs else z, np)
+        if rest is None:
+            result[at : at + some] = layer
+        else:
+            rest.feed(np.ascontiguousarray(layer), result[at : at + some])
     return result
 
 
