@@ -341,6 +341,11 @@ class BaseMLP(CallbackSupportMixin, Fitted, ABC):
         """Sample weights times those of the classes."""
         return sample_weight
 
+    def _check_place(self, X, method):
+        """Raise ValueError, in the name of a method, unless X is where this was fitted."""
+        check_is_fitted(self, "coefs_")
+        door.at_home(self, X, self._home(), method)
+
     def _outputs(self, X, method):
         """The network's outputs for X, of shape (N, O), where X is."""
         check_is_fitted(self, "coefs_")

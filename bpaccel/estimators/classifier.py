@@ -208,6 +208,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     def predict_log_proba(self, X):
         """The logarithm of `predict_proba`, also of a subclass's own."""
+        self._check_place(X, "predict_log_proba")
         probabilities = self.predict_proba(X)
         return backend_of(probabilities).xp.log(probabilities)
 
@@ -224,6 +225,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         -------
         float
         """
+        self._check_place(X, "score")
         predicted = door.on_host(self.predict(X))
         return float(accuracy_score(door.on_host(y), predicted, sample_weight=door.on_host(sample_weight)))
 

@@ -94,6 +94,16 @@ def rows(X, Y, sample_weight, dtype, widest):
 
 def rows_to_predict(estimator, X, home, method):
     """X for predict: of the library and the device, ``home`` (a `Backend`), that the estimator was fitted on."""
+    X = at_home(estimator, X, home, method)
+    if isinstance(X, Given):
+        return _foreign(estimator, X, reset=False).array
+    if _is_plain(estimator, X):
+        return X
+    return validate_data(estimator, X, accept_sparse=SPARSE, reset=False)
+
+
+def at_home(estimator, X, home, method):
+    """X as `given_or_host` makes it, if it is where the estimator was fitted; the message names the method."""
     X = given_or_host(X)
     place = X.backend if isinstance(X, Given) else NUMPY
     if not place.same_place(home):
@@ -103,11 +113,7 @@ def rows_to_predict(estimator, X, home, method):
             f"Use .to({place.name!r}) on the estimator, or bring X to {home.name}."
         )
         raise ValueError(message)
-    if isinstance(X, Given):
-        return _foreign(estimator, X, reset=False).array
-    if _is_plain(estimator, X):
-        return X
-    return validate_data(estimator, X, accept_sparse=SPARSE, reset=False)
+    return X
 
 
 def _is_plain(estimator, X):

@@ -119,6 +119,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         -------
         float
         """
+        self._check_place(X, "score")
         predicted = door.on_host(self.predict(X))
         return float(r2_score(door.on_host(y), predicted, sample_weight=door.on_host(sample_weight)))
 

@@ -19,7 +19,7 @@ from bpaccel.engines.cpu.threads import helpers
 THREADED_WORK = 2**22
 # Bytes of rows that are converted at once, where X is sparse or of another dtype.
 CONVERTED_BYTES = 2**24
-# Sparse rows with at most this share of numbers that are not 0 are multiplied as they are; fuller ones are faster dense.
+# Sparse rows with at most this share of numbers other than 0 are multiplied as they are: fuller ones are faster dense.
 SPARSE_SHARE = 1 / 16
 
 
