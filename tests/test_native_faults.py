@@ -46,7 +46,11 @@ def levels():
 )
 @pytest.mark.usefixtures("fused", "kernel_compiler")
 def test_a_fault_is_seen_by_the_fuzz(fault):
-    done = python(MUTANTS, "--fuzz", "--only", fault)
+    # Whether a race shows depends on the other thread's processor: on a busy machine it may take more than one run.
+    for _ in range(5 if fault.startswith("race") else 1):
+        done = python(MUTANTS, "--fuzz", "--only", fault)
+        if done.returncode == 0:
+            break
     assert done.returncode == 0, done.stdout
     assert f"| {fault} | yes |" in done.stdout
 
