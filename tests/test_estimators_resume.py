@@ -222,6 +222,8 @@ def test_what_was_interrupted_within_epochs_that_were_drawn_ahead_goes_on(option
     blocks = []
 
     class Interrupted(Array):
+        joins_epochs = True
+
         def _count(self):
             blocks.append(1)
             if len(blocks) == block:

@@ -10,6 +10,7 @@ import pytest
 import bpaccel as bp
 from bpaccel import core
 from bpaccel.engines.blocked import Array
+from bpaccel.engines.choice import ENGINES, find
 from bpaccel.solvers import SOLVERS, Momentum
 from bpaccel.training import descent
 from bpaccel.training.plan import Plan
@@ -95,6 +96,27 @@ def test_the_order_of_an_epoch_is_the_documented_one():
     assert (batches.starts.tolist(), batches.stops.tolist()) == ([6, 9, 10, 13], [9, 10, 13, 16])
     own = Plan(10, 3, False, 7).batches(2, 6)
     assert (own.order, own.starts.tolist(), own.stops.tolist()) == (None, [6, 9, 0, 3], [9, 10, 3, 6])
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_only_engines_that_gain_by_it_get_several_epochs_at_once(joins):
+    """One that compiles for the length of an order, as jit on JAX does, would compile for each number of epochs."""
+    orders = []
+
+    class Looks(Array):
+        joins_epochs = joins
+
+        def run(self, weights, solver, state, batches, rates, step):
+            orders.append(len(batches.order))
+            return super().run(weights, solver, state, batches, rates, step)
+
+    looked, plain = xor(), xor()
+    looked.train(TABLE, TARGET, epochs=30, batch_size=8, seed=1, engine=Looks)
+    plain.train(TABLE, TARGET, epochs=30, batch_size=8, seed=1, engine="array", record_every=1,
+                callbacks=[lambda progress: None])  # fmt: skip
+    assert same(looked, plain)
+    assert (max(orders) > len(TABLE)) == joins
+    assert [name for name in ENGINES if find(name).joins_epochs] == ["fused"]
 
 
 def test_the_seed_gives_the_order():

@@ -116,6 +116,9 @@ class Engine(ABC):
     dropped_block : callable or None
         ``(weights, X, y, w, step, first) -> Sums``: `block` with dropout, for engines that know it; ``first`` is the
         place of the block's first row in the order of the rows. See `Dropout.activations`.
+    joins_epochs : bool
+        Whether `run` gains by steps of several epochs in one call, with their orders one after the other. An engine
+        that compiles for the length of an order loses by it.
     block_rows : int
         The rows of a block, fixed by objective and dtype alone; all rows where an engine knows no blocks.
     note : str
@@ -126,6 +129,7 @@ class Engine(ABC):
     note = ""
     same_bits = False
     threaded = False
+    joins_epochs = False
     dropped_block: Any = None
 
     def __init__(self, objective, rows, threads=None):

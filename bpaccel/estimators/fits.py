@@ -125,7 +125,7 @@ class Fit(Callback):
     def add(self, callbacks):
         """Take the other callbacks; each of them gets the state that it had in the fit that goes on."""
         self.loop.callbacks = [self, *callbacks]
-        if self.saved is not None and self.saved.callbacks is not None:
+        if self.saved is not None:
             checkpoint.restore(self.saved, self.loop.callbacks)
 
     def _run(self, take):

@@ -16,20 +16,6 @@ from bpaccel.training.callback import Callback
 from bpaccel.training.history import COLUMNS, History, State
 
 SECTION = "training"  # of the header, and of the tensors' names
-DTYPES = {
-    "bool",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "float16",
-    "float32",
-    "float64",
-}
 LONG, LIST = 100, "list of "  # a callback's longer lists of numbers are tensors: a header must not be large
 
 
@@ -215,7 +201,7 @@ def restore(saved, callbacks):
     # What comes last decides nothing.
     if left := [kind.rpartition(".")[2] for kind, state, last in found if state and not last]:
         warnings.warn(f"the checkpoint holds the state of {' and '.join(left)}, and `callbacks` has no such: "
-                      "the training goes on without.", stacklevel=4)  # fmt: skip
+                      "the training goes on without.", stacklevel=5)  # fmt: skip
 
 
 def _parsed(header, arrays):
@@ -252,7 +238,7 @@ def _split_state(callback):
         raise ValueError(f"the state of callback {name} must be a dict with keys of text; got {state!r}.")
     plain, arrays = {}, {}
     for key, value in state.items():
-        if type(value) is np.ndarray and value.dtype.name in DTYPES and value.dtype.isnative:
+        if type(value) is np.ndarray and value.dtype.kind in "biuf" and value.itemsize <= 8 and value.dtype.isnative:
             arrays[key] = value
         elif (
             isinstance(value, (list, tuple))

@@ -28,13 +28,15 @@ def descend(loop):
         If a loss or a weight is no longer finite.
     """
     plan, stop, limit = loop.work.plan, loop.span.stop, 1
+    # Dropout is drawn by the place of a row in the order of its epoch.
+    alone = not loop.work.engine.joins_epochs or loop.work.objective.dropout is not None
     before = loop.moment  # a cut earlier: the last weights whose loss was finite may be older than this cut's
     while loop.moment.step < stop:
         moment = loop.moment
         step = moment.step
         end = min(step + limit, stop, loop.waited_for())
-        if plan.shuffled:  # dropout is drawn by the place of a row in the order of its epoch
-            end = min(end, plan.end_of_orders(step, alone=loop.work.objective.dropout is not None))
+        if plan.shuffled:
+            end = min(end, plan.end_of_orders(step, alone))
         with loop.interrupts.free():
             sent = time.perf_counter()
             weights, arrays, totals = _steps(loop.work, moment, end)

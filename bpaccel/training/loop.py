@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpaccel.backends import backend_of
 from bpaccel.checks import positive
 from bpaccel.solvers import described
 from bpaccel.training.callback import Callback, Progress
@@ -275,7 +276,9 @@ class Loop:
 
     def _state(self, left):
         moment, work = self.moment, self.work
-        weights = [work.rows.backend.copy(W) for W in moment.weights]  # the network's may be changed in place
+        # Copies, for those of the network may be changed in place.
+        weights = [work.rows.backend.copy(W) for W in moment.weights]
+        left = left and [backend_of(W).copy(W) for W in left]
         return State(moment.step, weights, moment.arrays, moment.rate, moment.since, described(work.solver),
                      work.plan.settings(), work.objective.settings(), left)  # fmt: skip
 

@@ -81,11 +81,7 @@ def train(network, X, y, sample_weight, options, model_parts=None):
         weights, dtype = network.weights, network.dtype
         try:
             network.adopt(weights, dtype or rows.own_dtype)
-            moment, history = _start(network, work, rate, saved, model_parts)
-            if saved is not None and saved.callbacks is not None:
-                from bpaccel.training import checkpoint
-
-                checkpoint.restore(saved, callbacks)
+            moment, history = _start(network, work, saved, callbacks, model_parts)
         except BaseException:
             network.dtype = dtype
             network.adopt(weights)
@@ -150,9 +146,9 @@ def _steps_of(solver, plan, options):
     return lbfgs.Minimisation()
 
 
-def _start(network, work, rate, saved, model_parts):
-    """The moment that a training begins with, and its history so far."""
-    rows = work.rows
+def _start(network, work, saved, callbacks, model_parts):
+    """The moment that a training begins with, and its history so far; callbacks get the states that they had."""
+    rows, rate = work.rows, work.rate
 
     def here(arrays):
         return [rows.backend.asarray(a, rows.dtype) for a in arrays]
@@ -163,6 +159,7 @@ def _start(network, work, rate, saved, model_parts):
     from bpaccel.training import checkpoint
 
     checkpoint.check(saved, work, network, model_parts)
+    checkpoint.restore(saved, callbacks)
     state = saved.state
     if saved.model is not None:
         rate = state.rate

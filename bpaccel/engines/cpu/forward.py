@@ -74,7 +74,8 @@ def _sparse_outputs(weights, X, activations, dtype):
     some = max(1, CONVERTED_BYTES // (W.itemsize * W.shape[1]))
     for at in range(0, len(result), some):
         z = X[at : at + some, :].astype(dtype, copy=False) @ W[:inputs]
-        layer = f.function(z + W[inputs] if len(W) > inputs else z, np)
+        with np.errstate(over="ignore", invalid="ignore"):  # the kernels say nothing either
+            layer = f.function(z + W[inputs] if len(W) > inputs else z, np)
         if rest is None:
             result[at : at + some] = layer
         else:

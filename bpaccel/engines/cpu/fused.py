@@ -28,6 +28,7 @@ class Fused(Engine):
     name = "fused"
     same_bits = True
     threaded = True
+    joins_epochs = True
 
     def __init__(self, objective, rows, threads=None):
         super().__init__(objective, rows, threads)
